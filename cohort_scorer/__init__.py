@@ -1,0 +1,5 @@
+"""Score chest X-ray archives for coronary artery calcium categories and compare their prognostic value with the truth."""
+
+from importlib.metadata import version
+
+__version__ = version("cohort-scorer")

@@ -1,0 +1,1 @@
+"""From raw network outputs to scores and categories. Sees no pixel."""

@@ -1,0 +1,1 @@
+"""Whole studies with known truth. Always labelled simulated."""

@@ -1,0 +1,1 @@
+"""One short file per verb: read tables, call the wings, write tables. No science."""

@@ -1,0 +1,1 @@
+"""Estimates with their intervals. Knows no file and no study."""
