@@ -1,4 +1,4 @@
-"""Score chest X-ray archives for coronary artery calcium categories and compare their prognostic value with the truth."""
+"""Score chest X-ray archives for coronary calcium categories and compare their prognostic value with the truth."""
 
 from importlib.metadata import version
 

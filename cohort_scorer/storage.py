@@ -1,0 +1,135 @@
+"""Reading and writing of tables and files. A file under its final name is whole, or it is not there.
+
+Knows no schema and no study.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import filelock
+import polars as pl
+
+from cohort_scorer.errors import InputTableError, MachineError
+
+
+def read_table(path: Path) -> pl.DataFrame:
+    """Read a .csv (every column as text, outer spaces kept) or a .parquet (its own types).
+
+    Comma, semicolon and tab are recognised from the header line; a byte order mark is allowed.
+
+    Raises:
+        InputTableError: the file is absent, empty, not UTF-8, or not a table.
+    """
+    name = path.name
+    if not path.is_file():
+        raise InputTableError(
+            f"{name}: the table does not exist.",
+            "Expected a .csv or .parquet file where study.toml says it is; found none.",
+            "Correct its path under [tables] or [archive] listing, or put the file there.",
+        )
+    if path.suffix == ".parquet":
+        try:
+            return pl.read_parquet(path)
+        except pl.exceptions.PolarsError as fault:
+            raise _unreadable(name, "a Parquet file") from fault
+    if path.suffix != ".csv":
+        raise InputTableError(
+            f"{name}: the table has the ending {path.suffix or '(none)'}.",
+            "Expected .csv or .parquet.",
+            "Save the table in one of these formats.",
+        )
+    with path.open("rb") as file:
+        header = file.readline().removeprefix(b"\xef\xbb\xbf")
+    if not header.strip():
+        raise InputTableError(
+            f"{name}: the table is empty.", "Expected a header line; found none.", "Export the table again."
+        )
+    separator = max((b",", b";", b"\t"), key=header.count).decode()
+    try:
+        return pl.read_csv(path, separator=separator, infer_schema=False, encoding="utf8")
+    except pl.exceptions.NoDataError:
+        return pl.read_csv(path, separator=separator, infer_schema=False, raise_if_empty=False)
+    except pl.exceptions.PolarsError as fault:
+        raise _unreadable(name, "UTF-8 text with one header line and as many cells in every row") from fault
+
+
+def _unreadable(name: str, expected: str) -> InputTableError:
+    return InputTableError(
+        f"{name}: the table cannot be read.",
+        f"Expected {expected}; found something else.",
+        "Export it again as CSV (UTF-8) or Parquet.",
+    )
+
+
+def write_parquet(frame: pl.DataFrame, path: Path) -> None:
+    """Write a table as Parquet under its final name in one step."""
+    _atomically(path, lambda file: frame.write_parquet(file, compression="zstd"))
+
+
+def write_csv(frame: pl.DataFrame, path: Path) -> None:
+    """Write a table as CSV: UTF-8, ISO dates, full precision; text that a spreadsheet would run is escaped."""
+    escaped = frame.with_columns(
+        pl.when(pl.col(pl.String).str.contains(r"^[=+\-@]"))
+        .then(pl.concat_str(pl.lit("'"), pl.col(pl.String)))
+        .otherwise(pl.col(pl.String))
+        .name.keep()
+    )
+    _atomically(path, lambda file: escaped.write_csv(file))
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write UTF-8 text under its final name in one step."""
+    write_bytes(text.encode(), path)
+
+
+def write_bytes(data: bytes, path: Path) -> None:
+    """Write bytes under their final name in one step."""
+    _atomically(path, lambda file: file.write(data))
+
+
+def _atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_parts(folder: Path) -> pl.DataFrame | None:
+    """All part-*.parquet of a folder in the order of their names, or None where there is none."""
+    parts = sorted(folder.glob("*part-*.parquet"))
+    return pl.concat([pl.read_parquet(part) for part in parts], how="vertical") if parts else None
+
+
+@contextmanager
+def lock(output: Path) -> Iterator[None]:
+    """Hold the study: two runs that write the same folder would mix their results.
+
+    Raises:
+        MachineError: another run holds it.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    held = filelock.FileLock(output / ".lock")
+    try:
+        held.acquire(timeout=0)
+    except filelock.Timeout as fault:
+        raise MachineError(
+            "The study is locked: another run is writing its outputs.",
+            "Expected one run at a time for each output folder; found 2.",
+            "Wait for the other run to end, or stop it.",
+        ) from fault
+    try:
+        yield
+    finally:
+        held.release()

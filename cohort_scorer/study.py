@@ -1,0 +1,276 @@
+"""The study file: everything that changes a number, typed and frozen. Knows nothing of the machine that runs it."""
+
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cohort_scorer.errors import StudyFileError
+
+THRESHOLDS = (0, 100, 400)
+"""Agatston units; the three models answer CACS > 0, >= 100 and >= 400 (Hong et al., JCCT 2025)."""
+
+CATEGORY_RULE = r"prevalence|youden|argmax|(sensitivity|specificity):0?\.\d+"
+Probability = Annotated[float, Field(gt=0, lt=1)]
+Covariate = Literal["age_years", "sex", "bmi"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
+
+
+class StudySection(_Section):
+    """[study]: what this is and where its outputs go."""
+
+    title: Annotated[str, Field(min_length=1)]
+    seed: Annotated[int, Field(ge=0)] = 2025
+    output: str = "outputs"
+    simulated: bool = False
+    dates_shifted_per_subject: bool = False
+
+
+class ArchiveSection(_Section):
+    """[archive]: which files are radiographs of the study."""
+
+    root: str | list[str]
+    listing: str = ""
+    index: str = ""
+    modalities: list[str] = ["CR", "DX", "RG"]
+    body_parts: list[str] = ["CHEST", "THORAX", ""]
+    views: list[Literal["PA", "AP", "LATERAL"]] = ["PA", "AP"]
+    unknown_view: Literal["exclude", "include"] = "exclude"
+    maximum_refused_percent: Annotated[float, Field(ge=0, le=100)] = 20.0
+
+
+class TablesSection(_Section):
+    """[tables]: what is known of the patients."""
+
+    cacs: str = ""
+    clinical: str = ""
+    follow_up: str = ""
+    events: str = ""
+    scores: str = ""
+    faulty_rows: Literal["stop", "drop"] = "stop"
+
+
+class CohortSection(_Section):
+    """[cohort]: who is in."""
+
+    maximum_days_between: Annotated[int, Field(ge=0)] = 180
+    pairing: Literal["nearest", "nearest_before", "nearest_after"] = "nearest"
+    minimum_age_years: Annotated[float, Field(ge=0)] = 18
+    exclude_if: list[str] = []
+    exclude_between: list[str] = []
+
+
+class ModelSection(_Section):
+    """[model]: which bundle scores, and how three outputs become one category."""
+
+    bundle: str = "outputs/model"
+    category_rule: (
+        Annotated[str, Field(pattern=f"^({CATEGORY_RULE})$")] | tuple[Probability, Probability, Probability]
+    ) = "prevalence"
+    members: Literal["refit", "folds"] = "refit"
+    trained_elsewhere: bool = False
+    precision: Literal["float32"] = "float32"
+
+
+class TrainSection(_Section):
+    """[train]: how the networks are made."""
+
+    sites: list[str] = []
+    design: Literal["three_models"] = "three_models"
+    backbone: str = "resnet-small"
+    trainable: Literal["all"] = "all"
+    image_size: Annotated[int, Field(ge=32, le=2048)] = 512
+    folds: Annotated[int, Field(ge=2, le=50)] = 10
+    epochs: Annotated[int, Field(ge=1)] = 30
+    batch_size: Annotated[int, Field(ge=2)] = 32
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    integrate: Annotated[list[Covariate], Field(min_length=1)] = ["age_years", "sex", "bmi"]
+    stacking: Literal["simple"] = "simple"
+
+
+class OutcomeSection(_Section):
+    """[outcome]: what counts as an event, and from when."""
+
+    name: str = "MACE"
+    components: Annotated[list[str], Field(min_length=1)]
+    competing: list[str] = []
+    terminal: list[str] | None = None
+    blanking_days: dict[str, Annotated[int, Field(ge=0)]] = {}
+    prior_events: Literal["exclude", "ignore"] = "exclude"
+    landmark_days: Annotated[int, Field(ge=0)] = 0
+    horizon_years: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = [1, 3, 5]
+
+
+class ComparisonSection(_Section):
+    """[comparison]: how the predicted categories are held against the true ones."""
+
+    adjust_for: list[str] = ["age_at_t0_years", "sex", "bmi"]
+    bootstrap_replicates: Annotated[int, Field(ge=0)] = 1000
+    confidence_level: Probability = 0.95
+    noninferiority_margin_c: float | Literal[""] = ""
+    allow_in_sample: bool = False
+
+
+class AuditSection(_Section):
+    """[audit]: a screening audit by stratum."""
+
+    strata: list[str] = ["sex", "age_band", "site"]
+    threshold: Literal[0, 100, 400] = 100
+
+
+class ReleaseSection(_Section):
+    """[release]: what may leave, and how it is protected."""
+
+    disclosure: Literal["none"] = "none"
+    formats: Annotated[list[Literal["svg", "png", "pdf"]], Field(min_length=1)] = ["svg", "png"]
+
+
+class Study(_Section):
+    """A whole study file.
+
+    Attributes:
+        folder: The folder of the file; paths in the file are relative to it.
+        file: The study file itself.
+    """
+
+    study: StudySection
+    archive: ArchiveSection | None = None
+    tables: TablesSection = TablesSection()
+    cohort: CohortSection | None = None
+    model: ModelSection | None = None
+    train: TrainSection | None = None
+    outcome: OutcomeSection | None = None
+    comparison: ComparisonSection = ComparisonSection()
+    audit: AuditSection | None = None
+    release: ReleaseSection = ReleaseSection()
+    file: Annotated[Path, Field(exclude=True)]
+
+    @property
+    def folder(self) -> Path:
+        """The folder that relative paths start from."""
+        return self.file.parent
+
+    @property
+    def output(self) -> Path:
+        """Everything the tool writes."""
+        return self.folder / self.study.output
+
+    @property
+    def patient_level(self) -> Path:
+        """One row per person or image: never leaves the institution."""
+        return self.output / "patient_level"
+
+    @property
+    def unprotected(self) -> Path:
+        """Aggregates before disclosure control: stay inside."""
+        return self.output / "unprotected"
+
+    @property
+    def release_folder(self) -> Path:
+        """What may leave."""
+        return self.output / "release"
+
+    @property
+    def bundle(self) -> Path:
+        """The folder of the model bundle."""
+        return self.folder / self.require("model").bundle
+
+    @property
+    def roots(self) -> dict[str, Path]:
+        """The archive's roots: the name in the study file, and the folder."""
+        root = self.require("archive").root
+        return {name: self.folder / name for name in ([root] if isinstance(root, str) else root)}
+
+    def require(self, section: str) -> Any:
+        """A section that a step cannot do without.
+
+        Raises:
+            StudyFileError: the study file does not have it.
+        """
+        found = getattr(self, section)
+        if found is None:
+            raise StudyFileError(
+                f"{self.file.name}: the section [{section}] is missing.",
+                f"Expected [{section}], which this step needs; found {', '.join(f'[{s}]' for s in self.sections)}.",
+                f"Add [{section}]; contract: its keys have defaults unless marked required.",
+            )
+        return found
+
+    @property
+    def sections(self) -> list[str]:
+        """The sections that the file has."""
+        return [name for name in type(self).model_fields if name != "file" and name in self.model_fields_set]
+
+    def choices(self) -> Iterator[tuple[str, str, Any, str]]:
+        """Every setting of the sections in force: section, key, value, and whether the file declared it or it is a default."""
+        for section in type(self).model_fields:
+            held = getattr(self, section)
+            if isinstance(held, _Section):
+                for key in type(held).model_fields:
+                    origin = "declared" if key in held.model_fields_set else "default"
+                    yield section, key, getattr(held, key), origin
+
+
+def load(path: Path) -> Study:
+    """Read a study file, or the study.toml of a folder.
+
+    Raises:
+        StudyFileError: absent, not TOML, or faulty; all faults are told together.
+    """
+    file = path / "study.toml" if path.is_dir() else path
+    if not file.is_file():
+        raise StudyFileError(
+            "There is no study file here.",
+            f"Expected {file.name} in the folder named (default: the current folder); found none.",
+            "Name the study's folder, or make one with `cohort-scorer simulate FOLDER`.",
+        )
+    try:
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
+        raise StudyFileError(
+            f"{file.name}: the file is not valid TOML.",
+            f"Expected UTF-8 TOML; found: {str(fault).splitlines()[0]}.",
+            "Correct the line named; text stands in double quotes.",
+        ) from fault
+    try:
+        return Study.model_validate({**content, "file": file.resolve()})
+    except ValidationError as fault:
+        faults = [_describe(error) for error in fault.errors()]
+        raise StudyFileError(
+            f"{file.name}: {len(faults)} fault{'s' if len(faults) > 1 else ''}.",
+            "Expected and found: " + "; ".join(faults) + ".",
+            "Correct each of them; all that could be found are listed.",
+        ) from fault
+
+
+def _describe(error: Any) -> str:
+    location = [part for part in error["loc"] if isinstance(part, str) and part.isidentifier()]
+    place = f"[{location[0]}]" + "".join(f" {part}" for part in location[1:2]) if location else "the file"
+    if error["type"] == "extra_forbidden":
+        known = _keys(location[:-1])
+        nearest = difflib.get_close_matches(location[-1], known, n=1) if location else []
+        hint = f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(known)}"
+        return f"{place} is unknown, {hint}"
+    if error["type"] == "missing":
+        return f"{place} is required"
+    return f"{place}: {error['msg'][0].lower() + error['msg'][1:]}, found {error['input']!r}"
+
+
+def _keys(location: list[str]) -> list[str]:
+    if not location:
+        return [name for name in Study.model_fields if name != "file"]
+    annotation = Study.model_fields[location[0]].annotation
+    kinds = (
+        get_args(annotation) if isinstance(annotation, types.UnionType | typing._UnionGenericAlias) else [annotation]
+    )
+    section = next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
+    return list(section.model_fields)
