@@ -2,13 +2,10 @@
 
 import difflib
 import tomllib
-import types
-import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import pydantic
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cohort_scorer.errors import StudyFileError
@@ -182,12 +179,14 @@ class Study(_Section):
     @property
     def bundle(self) -> Path:
         """The folder of the model bundle."""
-        return self.folder / self.require("model").bundle
+        section: ModelSection = self.require("model")
+        return self.folder / section.bundle
 
     @property
     def roots(self) -> dict[str, Path]:
         """The archive's roots: the name in the study file, and the folder."""
-        root = self.require("archive").root
+        section: ArchiveSection = self.require("archive")
+        root = section.root
         return {name: self.folder / name for name in ([root] if isinstance(root, str) else root)}
 
     def require(self, section: str) -> Any:
@@ -211,7 +210,7 @@ class Study(_Section):
         return [name for name in type(self).model_fields if name != "file" and name in self.model_fields_set]
 
     def choices(self) -> Iterator[tuple[str, str, Any, str]]:
-        """Every setting of the sections in force: section, key, value, and whether the file declared it or it is a default."""
+        """Every setting in force: section, key, value, and whether the file declared it or it is a default."""
         for section in type(self).model_fields:
             held = getattr(self, section)
             if isinstance(held, _Section):
@@ -244,7 +243,7 @@ def load(path: Path) -> Study:
     try:
         return Study.model_validate({**content, "file": file.resolve()})
     except ValidationError as fault:
-        faults = [_describe(error) for error in fault.errors()]
+        faults = list({_place(error): _describe(error) for error in fault.errors()}.values())
         raise StudyFileError(
             f"{file.name}: {len(faults)} fault{'s' if len(faults) > 1 else ''}.",
             "Expected and found: " + "; ".join(faults) + ".",
@@ -252,12 +251,17 @@ def load(path: Path) -> Study:
         ) from fault
 
 
+def _place(error: Any) -> str:
+    section, *keys = (str(part) for part in error["loc"])
+    return f"[{section}]" + "".join(f" {key}" for key in keys[:1])
+
+
 def _describe(error: Any) -> str:
-    location = [part for part in error["loc"] if isinstance(part, str) and part.isidentifier()]
-    place = f"[{location[0]}]" + "".join(f" {part}" for part in location[1:2]) if location else "the file"
+    location = [str(part) for part in error["loc"]]
+    place = _place(error)
     if error["type"] == "extra_forbidden":
         known = _keys(location[:-1])
-        nearest = difflib.get_close_matches(location[-1], known, n=1) if location else []
+        nearest = difflib.get_close_matches(location[-1], known, n=1)
         hint = f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(known)}"
         return f"{place} is unknown, {hint}"
     if error["type"] == "missing":
@@ -269,8 +273,6 @@ def _keys(location: list[str]) -> list[str]:
     if not location:
         return [name for name in Study.model_fields if name != "file"]
     annotation = Study.model_fields[location[0]].annotation
-    kinds = (
-        get_args(annotation) if isinstance(annotation, types.UnionType | typing._UnionGenericAlias) else [annotation]
-    )
+    kinds = get_args(annotation) or (annotation,)
     section = next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
     return list(section.model_fields)

@@ -1,0 +1,212 @@
+"""The model bundle on disk: what it holds, how it is sealed, and how it is refused. Loads no network, sees no pixel.
+
+sha256 guards against damage and mix-ups, not against forgery: whoever can change a file can change its hash.
+"""
+
+import hashlib
+import hmac
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import polars as pl
+
+from cohort_scorer import provenance, storage
+from cohort_scorer.errors import BundleError
+from cohort_scorer.prediction.integration import EXPOSURES, THRESHOLD_NAMES, Layer
+from cohort_scorer.study import THRESHOLDS
+
+FORMAT = 1
+NEW = -1
+"""The `fold` of layers and cuts for patients the bundle never saw."""
+
+_ALLOWED_ENDINGS = (".json", ".safetensors", ".parquet", ".md")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle that has been read and found whole.
+
+    Attributes:
+        folder: Where it stands; one folder per network lies in it.
+        content: bundle.json.
+        layers: Per (exposure, threshold name, fold) the logistic layer; fold is NEW for new patients.
+        grid: Cuts per exposure, threshold, fold (NEW for new patients).
+        training_patients: patient_hash, pixel_hash, fold.
+    """
+
+    folder: Path
+    content: Mapping[str, Any]
+    layers: Mapping[tuple[str, str, int], Layer]
+    grid: pl.DataFrame
+    training_patients: pl.DataFrame
+
+    @property
+    def networks(self) -> dict[str, tuple[str, int]]:
+        """Name of each network -> (threshold name, fold held out, or NEW for the refit on all)."""
+        return {entry["name"]: (entry["threshold"], entry["fold"]) for entry in self.content["networks"]}
+
+    @property
+    def folds(self) -> int:
+        """How many folds the training had."""
+        return int(self.content["training"]["folds"])
+
+    def network_id(self, precision: str) -> str:
+        """Identity of a raw output: weights, preprocessing and precision."""
+        weights = {name: sha for name, sha in self.content["files"].items() if name.endswith(".safetensors")}
+        return provenance.digest([weights, self.content["preprocessing_id"], precision])[:16]
+
+    def model_id(self, model_section: Mapping[str, Any]) -> str:
+        """Identity of a score: bundle.json (which holds the hashes of the weights) without prose, and [model]."""
+        numbers = {key: value for key, value in self.content.items() if key not in ("title", "versions")}
+        files = {name: sha for name, sha in numbers["files"].items() if not name.endswith(".md")}
+        settings = {key: value for key, value in model_section.items() if key != "bundle"}
+        return provenance.digest([{**numbers, "files": files}, settings])[:16]
+
+
+def network_name(threshold_name: str, fold: int) -> str:
+    """The folder of a network: `ge100-fold3`, or `ge100-refit`."""
+    return f"{threshold_name}-refit" if fold == NEW else f"{threshold_name}-fold{fold}"
+
+
+def keyed_hash(key: bytes, *parts: str) -> str:
+    """HMAC-SHA256 of identifiers, as hexadecimal digits: recognisable only with the key."""
+    return hmac.new(key, "\x1f".join(parts).encode(), hashlib.sha256).hexdigest()
+
+
+def category_grid(categories: Sequence[str]) -> list[dict[str, Any]]:
+    """The four categories with their bounds in Agatston units and which side is closed."""
+    bounds = [(0, True, 0, True), (0, False, 100, False), (100, True, 400, False), (400, True, None, False)]
+    names = ("name", "lower", "lower_closed", "upper", "upper_closed")
+    return [dict(zip(names, (name, *bound), strict=True)) for name, bound in zip(categories, bounds, strict=True)]
+
+
+def seal(folder: Path, content: Mapping[str, Any], layers: Mapping[tuple[str, str, int], Layer]) -> None:
+    """Write bundle.json beside the files of a bundle, with the sha256 of each.
+
+    Args:
+        folder: Holds the networks, cut_grid.parquet, training_patients.parquet and MODEL_CARD.md.
+        content: Everything of bundle.json but format, thresholds, layers and files.
+        layers: The logistic layers.
+    """
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "bundle.json"]
+    whole = {
+        "format": FORMAT,
+        **content,
+        "thresholds": list(THRESHOLDS),
+        "layers": [
+            {"exposure": exposure, "threshold": threshold, "fold": fold, **_said(layer)}
+            for (exposure, threshold, fold), layer in layers.items()
+        ],
+        "files": {path.relative_to(folder).as_posix(): provenance.sha256(path) for path in sorted(files)},
+    }
+    storage.write_text(json.dumps(whole, indent=2) + "\n", folder / "bundle.json")
+
+
+def _said(layer: Layer) -> dict[str, Any]:
+    return {"intercept": layer.intercept, "coefficients": dict(layer.coefficients)}
+
+
+def load(folder: Path, categories: Sequence[str]) -> Bundle:
+    """Read a bundle and hold every file against its sha256.
+
+    Args:
+        folder: The bundle.
+        categories: The study's categories; a bundle with another grid is refused.
+
+    Raises:
+        BundleError: absent, damaged, of another format, or with a grid that contradicts the study.
+    """
+    try:
+        content = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
+        files = dict(content["files"])
+    except FileNotFoundError as fault:
+        raise BundleError(
+            "There is no model bundle where [model] bundle says.",
+            "Expected a folder with bundle.json; found none.",
+            "Train one (`cohort-scorer train`), or correct [model] bundle.",
+        ) from fault
+    except (OSError, ValueError, KeyError, TypeError) as fault:
+        raise _damaged("bundle.json cannot be read") from fault
+    _verify(folder, files)
+    if content.get("format") != FORMAT or content.get("categories") != category_grid(categories):
+        raise BundleError(
+            "The bundle's categories or format contradict this study.",
+            f"Expected format {FORMAT} and {', '.join(categories)} with the bounds of this version.",
+            "Use a bundle made for these categories.",
+        )
+    try:
+        layers = {
+            (entry["exposure"], entry["threshold"], entry["fold"]): Layer(entry["intercept"], entry["coefficients"])
+            for entry in content["layers"]
+        }
+        grid = pl.read_parquet(folder / "cut_grid.parquet")
+        patients = pl.read_parquet(folder / "training_patients.parquet")
+        bundle = Bundle(folder, content, layers, grid, patients)
+        complete = {(e, t, NEW) for e in EXPOSURES for t in THRESHOLD_NAMES} <= layers.keys() and bundle.networks
+    except (OSError, KeyError, TypeError, pl.exceptions.PolarsError) as fault:
+        raise _damaged("a part of it is missing") from fault
+    if not complete:
+        raise _damaged("it lacks layers or networks")
+    return bundle
+
+
+def _verify(folder: Path, files: Mapping[str, str]) -> None:
+    for name, expected in files.items():
+        plain = PurePosixPath(name)
+        if plain.is_absolute() or ".." in plain.parts or not name.endswith(_ALLOWED_ENDINGS):
+            raise _damaged("it names a file that no bundle may hold")
+        path = folder / plain
+        if path.is_symlink() or not path.is_file() or provenance.sha256(path) != expected:
+            raise _damaged(f"{plain.name} is missing or differs from its sha256")
+
+
+def _damaged(found: str) -> BundleError:
+    return BundleError(
+        f"The model bundle cannot be used: {found}.",
+        "Expected every file that bundle.json names, with the sha256 that it names.",
+        "Get the bundle again from where it was made, or train it again.",
+    )
+
+
+def origins(films: pl.DataFrame, bundle: Bundle, key: bytes | None, trained_elsewhere: bool) -> pl.DataFrame:
+    """Tell for every film whether the bundle's networks had seen the patient.
+
+    A training patient is known again by (site, patient_id) or by the pixels of the film, and gets the fold that held
+    the patient out: `oof`. Others are `external`, but `unknown` where their site trained the bundle and none of the
+    site's patients is known again. Without the key nothing can be known: `unknown`, or `external` where the study says
+    that no training patient can be in this archive.
+
+    Args:
+        films: patient_id, site, pixel_sha256.
+        bundle: The bundle.
+        key: The key of its hashes, or None.
+        trained_elsewhere: [model] trained_elsewhere.
+
+    Returns:
+        The films with score_origin and fold (null unless oof).
+    """
+    if key is None:
+        origin = "external" if trained_elsewhere else "unknown"
+        return films.with_columns(pl.lit(origin).alias("score_origin"), pl.lit(None, pl.Int64).alias("fold"))
+    patients = bundle.training_patients
+    by_person = dict(patients.select("patient_hash", "fold").iter_rows())
+    by_pixels = dict(patients.select("pixel_hash", "fold").iter_rows())
+    folds = [
+        by_person.get(keyed_hash(key, site or "", patient or ""), by_pixels.get(keyed_hash(key, pixels)))
+        for site, patient, pixels in films.select("site", "patient_id", "pixel_sha256").iter_rows()
+    ]
+    known = films.with_columns(pl.Series("fold", folds, pl.Int64))
+    unrecognised = pl.col("site").is_in(bundle.content["training"]["sites"]) & ~(
+        pl.col("fold").is_not_null().any().over("site")
+    )
+    return known.with_columns(
+        pl.when(pl.col("fold").is_not_null())
+        .then(pl.lit("oof"))
+        .when(unrecognised)
+        .then(pl.lit("unknown"))
+        .otherwise(pl.lit("external"))
+        .alias("score_origin")
+    )

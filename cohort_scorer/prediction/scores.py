@@ -1,0 +1,145 @@
+"""From raw network outputs to scores: layers, repair, cut points, categories. Seconds, and no film is opened.
+
+`develop` makes the layers and cuts of a bundle from out-of-fold logits; `assemble` applies them.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import polars as pl
+
+from cohort_scorer.prediction import categories
+from cohort_scorer.prediction.bundle import NEW, Bundle, network_name
+from cohort_scorer.prediction.integration import EXPOSURES, THRESHOLD_NAMES, Layer, features, fit, with_male
+
+_CLASSES = ("p_0", "p_1_99", "p_100_399", "p_400")
+
+
+def develop(
+    people: pl.DataFrame, integrate: Sequence[str], folds: int
+) -> tuple[dict[tuple[str, str, int], Layer], pl.DataFrame]:
+    """Fit every logistic layer and tabulate every cut, for new patients and for each fold without that fold.
+
+    Args:
+        people: One row per training patient: fold, logit_<threshold> (out of fold), <threshold> (bool, the truth),
+            age_years, sex, bmi.
+        integrate: Clinical variables of the integrated model.
+        folds: Number of folds.
+
+    Returns:
+        The layers, and the cut grid: exposure, threshold, fold, then the columns of `categories.cut_grid`.
+    """
+    people = with_male(people)
+    layers: dict[tuple[str, str, int], Layer] = {}
+    for exposure in EXPOSURES:
+        names = features(exposure, integrate)
+        for threshold in THRESHOLD_NAMES:
+            rows = people.with_columns(pl.col(f"logit_{threshold}").alias("logit"))
+            for fold in (NEW, *range(folds)):
+                layers[exposure, threshold, fold] = fit(rows.filter(pl.col("fold") != fold), names, threshold)
+    scored = probabilities(people, layers)
+    grids = []
+    for exposure in EXPOSURES:
+        columns = [f"{exposure}_{threshold}" for threshold in THRESHOLD_NAMES]
+        complete = scored.drop_nulls(columns)
+        repaired = categories.repair(complete.select(columns).to_numpy())
+        for position, threshold in enumerate(THRESHOLD_NAMES):
+            for fold in (NEW, *range(folds)):
+                outside = (complete["fold"] != fold).to_numpy()
+                grid = categories.cut_grid(repaired[outside, position], complete[threshold].to_numpy()[outside])
+                grids.append(
+                    grid.select(
+                        pl.lit(exposure).alias("exposure"),
+                        pl.lit(threshold).alias("threshold"),
+                        pl.lit(fold, pl.Int64).alias("fold"),
+                        pl.all(),
+                    )
+                )
+    return layers, pl.concat(grids)
+
+
+def probabilities(people: pl.DataFrame, layers: Mapping[tuple[str, str, int], Layer]) -> pl.DataFrame:
+    """Add {exposure}_{threshold}: calibrated, not repaired, each row by the layers of its fold (null: new patients)."""
+    parts = []
+    for (fold,), rows in people.with_columns(pl.col("fold").fill_null(NEW).alias("layer_fold")).group_by(
+        "layer_fold", maintain_order=True
+    ):
+        for threshold in THRESHOLD_NAMES:
+            rows = rows.with_columns(pl.col(f"logit_{threshold}").alias("logit"))  # noqa: PLW2901
+            rows = rows.with_columns(  # noqa: PLW2901
+                layers[exposure, threshold, int(fold)].probability().alias(f"{exposure}_{threshold}")
+                for exposure in EXPOSURES
+            )
+        parts.append(rows)
+    return pl.concat(parts).drop("layer_fold", "logit")
+
+
+def assemble(
+    films: pl.DataFrame, bundle: Bundle, members: str, rule: str | Sequence[float], names: Sequence[str]
+) -> pl.DataFrame:
+    """Turn raw outputs into scores.
+
+    Args:
+        films: One row per film: one logit_<network> per network of the bundle, score_origin, fold, age_years, sex, bmi.
+        bundle: The bundle.
+        members: For new patients, `refit` or `folds` (mean of the fold networks' logits).
+        rule: The category rule, or three cuts.
+        names: The category names, lowest first.
+
+    Returns:
+        The films with probabilities, class probabilities, categories and score_status; the logits are dropped.
+    """
+    integrate = bundle.content["integrate"]
+    rows = with_male(films.with_columns(_logit(threshold, bundle.folds, members) for threshold in THRESHOLD_NAMES))
+    scored = probabilities(rows, bundle.layers)
+    parts = []
+    for (fold,), part in scored.with_columns(pl.col("fold").fill_null(NEW).alias("cut_fold")).group_by(
+        "cut_fold", maintain_order=True
+    ):
+        for exposure in EXPOSURES:
+            cuts = cut_points(bundle.grid, exposure, int(fold), rule)
+            part = part.with_columns(_classified(part, exposure, cuts, names))  # noqa: PLW2901
+        parts.append(part)
+    missing = [pl.when(pl.col(name).is_null()).then(pl.lit(name)) for name in integrate]
+    lacking = pl.concat_str(*missing, separator="+", ignore_nulls=True)
+    status = pl.when(lacking == "").then(pl.lit("ok")).otherwise(pl.concat_str(pl.lit("missing_"), lacking))
+    return pl.concat(parts).with_columns(status.alias("score_status")).drop("cut_fold", "male", "^logit_.*$")
+
+
+def cut_points(grid: pl.DataFrame, exposure: str, fold: int, rule: str | Sequence[float]) -> list[float] | None:
+    """The three cuts of an exposure for a fold (NEW for new patients); None under `argmax`."""
+    if rule == "argmax":
+        return None
+    if not isinstance(rule, str):
+        return list(rule)
+    mine = grid.filter((pl.col("exposure") == exposure) & (pl.col("fold") == fold))
+    return [categories.choose_cut(mine.filter(pl.col("threshold") == name), rule) for name in THRESHOLD_NAMES]
+
+
+def _logit(threshold: str, folds: int, members: str) -> pl.Expr:
+    """The logit that counts for a film: of the network that held the patient out, or for new patients."""
+    fold_logits = [pl.col(f"logit_{network_name(threshold, fold)}") for fold in range(folds)]
+    new = pl.col(f"logit_{network_name(threshold, NEW)}") if members == "refit" else pl.mean_horizontal(fold_logits)
+    chosen = new
+    for fold, logit in enumerate(fold_logits):
+        chosen = pl.when(pl.col("fold") == fold).then(logit).otherwise(chosen)
+    return chosen.cast(pl.Float64).alias(f"logit_{threshold}")
+
+
+def _classified(
+    rows: pl.DataFrame, exposure: str, cuts: Sequence[float] | None, names: Sequence[str]
+) -> list[pl.Series]:
+    unrepaired = rows.select(f"{exposure}_{threshold}" for threshold in THRESHOLD_NAMES).to_numpy().astype(np.float64)
+    complete = np.isfinite(unrepaired).all(axis=1)
+    repaired = categories.repair(unrepaired[complete])
+    shares = np.full((len(rows), 4), np.nan)
+    shares[complete] = categories.class_probabilities(repaired)
+    level = np.full(len(rows), -1)
+    level[complete] = categories.categorise(repaired, cuts)
+    category = pl.Series(f"{exposure}_category", level).replace_strict(
+        dict(enumerate(names)), default=None, return_dtype=pl.String
+    )
+    return [
+        *(pl.Series(f"{exposure}_{name}", shares[:, index], nan_to_null=True) for index, name in enumerate(_CLASSES)),
+        category,
+    ]
