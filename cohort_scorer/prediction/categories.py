@@ -28,11 +28,13 @@ def repair(probabilities: FloatArray) -> FloatArray:
 
     def largest_mean(first: int, index: int) -> FloatArray:
         means = [(sums[:, last + 1] - sums[:, first]) / (last + 1 - first) for last in range(index, 3)]
-        return np.stack(means).max(axis=0)
+        largest: FloatArray = np.stack(means).max(axis=0)
+        return largest
 
     fitted = [np.stack([largest_mean(first, index) for first in range(index + 1)]).min(axis=0) for index in range(3)]
     untouched = (np.diff(probabilities, axis=1) <= 0).all(axis=1, keepdims=True)
-    return np.where(untouched, probabilities, np.stack(fitted, axis=1))
+    repaired: FloatArray = np.where(untouched, probabilities, np.stack(fitted, axis=1))
+    return repaired
 
 
 def class_probabilities(repaired: FloatArray) -> FloatArray:

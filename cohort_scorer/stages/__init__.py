@@ -1,1 +1,44 @@
 """One short file per verb: read tables, call the wings, write tables. No science."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how fast a step runs; changes no number beyond rounding.
+
+    Attributes:
+        device: `auto`, `cpu` or `cuda`.
+        batch_size: Images per network call; None chooses for the device.
+        workers: Processes or threads that decode, parse headers or train side by side.
+    """
+
+    device: str = "auto"
+    batch_size: int | None = None
+    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+
+
+class Console(Protocol):
+    """Where a step tells how far it is. Only the command line prints."""
+
+    def say(self, line: str) -> None:
+        """Tell a count or a warning."""
+
+    def progress(self, description: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+        """Follow a long piece of work; the function given is called with the number of items done."""
+
+
+class Silent:
+    """A console that tells nothing: for notebooks and tests."""
+
+    def say(self, line: str) -> None:
+        """Drop the line."""
+
+    @contextmanager
+    def progress(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Follow nothing."""
+        yield lambda _: None

@@ -1,0 +1,286 @@
+"""Files -> index rows and refusals, every file in exactly one of them. Decodes no pixel but of colliding identifiers.
+
+A file is refused when it cannot become a row (nobody knows what it is, or which of two it is); a row that a study does
+not want, or that no decoder here reads, stays in the index, not eligible, with the first reason that applies.
+"""
+
+import hashlib
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import polars as pl
+
+from cohort_scorer import schemas
+from cohort_scorer.imaging import codecs, header, pictures, radiograph
+from cohort_scorer.imaging.files import find_files, path_of
+from cohort_scorer.imaging.refusal import Refused
+
+__all__ = ["Rules", "find_files", "read_headers", "resolve_duplicates"]
+
+_FILES_PER_TASK: Final = 100
+_FILES_WORTH_PROCESSES: Final = 2_000
+_PROBLEMS: Final = {
+    "outside_root": "the name leads out of the archive",
+    "missing_file": "no such file",
+    "unreadable_file": "the file system refuses it",
+    "not_a_file": "neither a file nor a folder",
+    "listed_twice": "the listing names it more than once",
+}
+_LISTED = ("patient_id", "study_id", "study_date", "view", "site")
+
+# What stored bytes look like depends on these columns.
+_APPEARANCE = (
+    "transfer_syntax",
+    "rows",
+    "columns",
+    "bits_stored",
+    "high_bit",
+    "pixel_representation",
+    "samples_per_pixel",
+    "photometric_interpretation",
+    "presentation_lut_shape",
+    "rescale_slope",
+)
+
+_Facts = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a study wants of an archive: [archive] of study.toml.
+
+    Attributes:
+        modalities: DICOM Modality values.
+        body_parts: BodyPartExamined values, in any case; an empty one admits films that do not say.
+        views: Views wanted: PA, AP, LATERAL.
+        unknown_view: `include` or `exclude` films whose view nobody states.
+    """
+
+    modalities: tuple[str, ...]
+    body_parts: tuple[str, ...]
+    views: tuple[str, ...]
+    unknown_view: str
+
+
+def read_headers(
+    files: pl.DataFrame,
+    root: Path,
+    root_name: str,
+    listing: pl.DataFrame | None,
+    rules: Rules,
+    workers: int,
+    advance: Callable[[int], None],
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Read the headers of files found in one root.
+
+    Args:
+        files: Rows of `find_files`, all or some.
+        root: The folder.
+        root_name: What the column `root` shall hold.
+        listing: The listing that `find_files` had. What it states stands above the header.
+        rules: What the study wants.
+        workers: Processes, used where there are more than 2,000 files.
+        advance: Called with the number of files done since the last call.
+
+    Returns:
+        Rows in the schema `index` and rows in the schema `refusals`, both in the order of `files`; together as many
+        as `files`.
+    """
+    sound = files.filter(pl.col("problem").is_null())
+    rows: list[_Facts] = []
+    refusals = [
+        _refusal(file | {"root": root_name}, file["problem"], _PROBLEMS[file["problem"]], listing is not None)
+        for file in files.filter(pl.col("problem").is_not_null()).iter_rows(named=True)
+    ]
+    advance(len(refusals))
+    listed = _listed_facts(sound, listing)
+    outcomes = _outcomes(sound["uri"].to_list(), root, listing is not None, workers)
+    for file, stated, (facts, reason, detail) in zip(sound.iter_rows(named=True), listed, outcomes, strict=True):
+        place = {"root": root_name} | {name: file[name] for name in ("uri", "file_size", "file_mtime_ns")}
+        if facts is None:
+            refusals.append(_refusal(place, reason, detail, listing is not None))
+        else:
+            rows.append(_judged(facts | place, stated, rules))
+        advance(1)
+    return (
+        pl.DataFrame(rows, schema=schemas.columns("index")),
+        pl.DataFrame(refusals, schema=schemas.columns("refusals")),
+    )
+
+
+def resolve_duplicates(rows: pl.DataFrame, roots: Mapping[str, Path]) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Let every image_id stand for one image.
+
+    Where one image_id has the same pixels in every file (the same stored bytes under the same description, or, in
+    lossless syntaxes, the same displayed values), the smallest uri stays and the others are refused as `duplicate`;
+    where pixels differ, all are refused as `conflicting_id`, for nobody knows which of them the identifier means.
+
+    Args:
+        rows: Rows in the schema `index`, of all parts and roots.
+        roots: Folder by the name in the column `root`.
+
+    Returns:
+        The rows that stay, in their order, and rows in the schema `refusals`.
+    """
+    refusals: list[_Facts] = []
+    repeated = rows.filter(pl.col("image_id").is_duplicated()).sort("image_id", "uri", "root")
+    for _, group in repeated.group_by("image_id", maintain_order=True):
+        films = group.to_dicts()
+        same = _same_pixels(films, roots)
+        reason = "duplicate" if same else "conflicting_id"
+        detail = f"{len(films)} files share an image_id, with {'the same' if same else 'different'} pixels"
+        refusals += [
+            _refusal(film, reason, detail, film["reason"] != "modality") for film in (films[1:] if same else films)
+        ]
+    refused = pl.DataFrame(refusals, schema=schemas.columns("refusals"))
+    return rows.join(refused, on=("root", "uri"), how="anti", maintain_order="left"), refused
+
+
+def _refusal(place: Mapping[str, Any], reason: str, detail: str, radiograph: bool) -> _Facts:
+    kept = {name: place[name] for name in ("uri", "root", "file_size", "file_mtime_ns")}
+    return kept | {"step": "index", "reason": reason, "detail": detail, "radiograph": radiograph}
+
+
+def _listed_facts(files: pl.DataFrame, listing: pl.DataFrame | None) -> Iterable[_Facts | None]:
+    """Return what the listing states of each file, in order; None without a listing."""
+    if listing is None:
+        return (None for _ in range(files.height))
+    stated = listing.select("uri", *(name for name in _LISTED if name in listing.columns))
+    joined = files.select(uri="listed_uri").join(stated, on="uri", how="left", maintain_order="left")
+    return joined.drop("uri").iter_rows(named=True)
+
+
+_Outcome = tuple[_Facts | None, str, str]
+
+
+def _outcomes(uris: list[str], root: Path, listed: bool, workers: int) -> Iterator[_Outcome]:
+    read = partial(_read_some, root, listed)
+    tasks = [uris[start : start + _FILES_PER_TASK] for start in range(0, len(uris), _FILES_PER_TASK)]
+    if workers == 1 or len(uris) <= _FILES_WORTH_PROCESSES:
+        for task in tasks:
+            yield from read(task)
+        return
+    # Spawned, not forked: the parent may hold threads and CUDA.
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for outcomes in pool.map(read, tasks):
+            yield from outcomes
+
+
+def _read_some(root: Path, listed: bool, uris: Iterable[str]) -> list[_Outcome]:
+    return [_read_one(path_of(root, uri), listed) for uri in uris]
+
+
+def _read_one(path: Path, listed: bool) -> _Outcome:
+    try:
+        try:
+            return header.read(path), "", ""
+        except Refused as refused:
+            if not (listed and refused.reason == "not_dicom"):
+                raise
+            return pictures.read_header(path), "", ""
+    except Refused as refused:
+        return None, refused.reason, refused.detail
+
+
+def _judged(facts: _Facts, stated: _Facts | None, rules: Rules) -> _Facts:
+    """Lay the listing's facts over the header's, and decide eligibility."""
+    if stated is not None:
+        if stated.get("view") is not None:
+            conflict = facts["view_conflict"] or facts["view"] not in ("UNKNOWN", stated["view"])
+            facts |= {"view_source": "listing", "view_conflict": conflict}
+        facts |= {name: value for name, value in stated.items() if value is not None}
+    unwanted = (_unwanted(facts, rules) if stated is None else None) or _view_unwanted(facts, rules)
+    reason = unwanted or _undecodable(facts)
+    return facts | {"eligible": reason is None, "reason": reason}
+
+
+def _unwanted(facts: _Facts, rules: Rules) -> str | None:
+    if facts["modality"] not in rules.modalities:
+        return "modality"
+    if (facts["body_part_examined"] or "").upper() not in {part.upper() for part in rules.body_parts}:
+        return "body_part"
+    return None
+
+
+def _view_unwanted(facts: _Facts, rules: Rules) -> str | None:
+    if facts["view"] == "UNKNOWN":
+        return None if rules.unknown_view == "include" else "unknown_view"
+    return None if facts["view"] in rules.views else "view"
+
+
+def _undecodable(facts: _Facts) -> str | None:
+    is_dicom = facts["file_format"] == "dicom"
+    tests: tuple[tuple[str, Callable[[], bool]], ...] = (
+        ("no_pixels", lambda: facts["pixel_data_offset"] is None),
+        ("multi_frame", lambda: (facts["number_of_frames"] or 1) > 1),
+        ("not_grayscale", lambda: is_dicom and not _is_grayscale(facts)),
+        ("unsupported_pixels", lambda: not _has_known_pixels(facts)),
+        ("modality_lut", lambda: facts["modality_lut"]),
+        ("unsupported_transfer_syntax", lambda: is_dicom and not _has_known_syntax(facts)),
+        ("too_large", lambda: facts["rows"] * facts["columns"] > codecs.MAXIMUM_PIXELS),
+        ("truncated", lambda: is_dicom and not _is_whole(facts)),
+    )
+    return next((reason for reason, applies in tests if applies()), None)
+
+
+def _is_grayscale(facts: _Facts) -> bool:
+    photometric: str | None = facts["photometric_interpretation"]
+    return photometric in ("MONOCHROME1", "MONOCHROME2") and facts["samples_per_pixel"] in (None, 1)
+
+
+def _has_known_pixels(facts: _Facts) -> bool:
+    allocated, stored, high_bit = facts["bits_allocated"], facts["bits_stored"], facts["high_bit"]
+    return (
+        (facts["rows"] or 0) > 0
+        and (facts["columns"] or 0) > 0
+        and allocated in (8, 16)
+        and stored is not None
+        and 1 <= stored <= allocated
+        and high_bit is not None
+        and stored - 1 <= high_bit < allocated
+        and facts["pixel_representation"] in (0, 1)
+    )
+
+
+def _has_known_syntax(facts: _Facts) -> bool:
+    encapsulated: bool = facts["encapsulated"]
+    return facts["transfer_syntax"] in codecs.SUPPORTED - (header.NATIVE if encapsulated else codecs.ENCAPSULATED)
+
+
+def _is_whole(facts: _Facts) -> bool:
+    """Whether the file can hold the pixels it declares; an inflated or encapsulated value is checked when decoded."""
+    if facts["encapsulated"]:
+        return True
+    needed: int = facts["rows"] * facts["columns"] * codecs.bytes_per_pixel(facts)
+    is_deflated = facts["transfer_syntax"] == header.DEFLATED
+    here: int = needed if is_deflated else facts["file_size"] - facts["pixel_data_offset"]
+    declared: int = facts["pixel_data_length"]
+    return needed <= min(declared, here)
+
+
+def _same_pixels(films: list[_Facts], roots: Mapping[str, Path]) -> bool:
+    for fingerprint in (_stored_fingerprint, _displayed_fingerprint):
+        try:
+            found = {fingerprint(film, roots[film["root"]]) for film in films}
+        except Refused:
+            continue
+        if len(found) == 1:
+            return True
+    return False
+
+
+def _stored_fingerprint(film: _Facts, root: Path) -> str:
+    value = codecs.value_sha256(film, path_of(root, film["uri"]))
+    return f"{value} {[film[name] for name in _APPEARANCE]}"
+
+
+def _displayed_fingerprint(film: _Facts, root: Path) -> str:
+    if _undecodable(film) is not None:
+        raise Refused("decode_failed", "no decoder")
+    pixels = radiograph.displayed(film, root)
+    return f"{hashlib.sha256(pixels.data).hexdigest()} {pixels.shape}"

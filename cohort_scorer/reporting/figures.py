@@ -1,0 +1,325 @@
+"""Figures drawn from the published tables, and from nothing else. A table without rows to draw gives no figure.
+
+Knows no patient: what a figure shows stands in the CSV that it is named after.
+"""
+
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import matplotlib as mpl
+import numpy as np
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+
+from cohort_scorer.reporting import canvas, survival_figures, wording
+from cohort_scorer.reporting.canvas import EXPOSURE_COLOURS, EXPOSURE_MARKERS, GRID, INK, MUTED
+
+_SHADE = LinearSegmentedColormap.from_list("shade", ["#f7f9fc", "#9ec5e0", "#1d5b8f"])
+_STEPS = {"cohort": "Cohort", "analysis": "Survival analysis"}
+_STATISTICS = {"observed_expected": 1.0, "intercept": 0.0, "slope": 1.0, "ici": 0.0}
+"""Calibration statistics and their ideal values."""
+
+
+def draw(tables: Mapping[str, pl.DataFrame], stamps: Sequence[str]) -> dict[str, Figure]:
+    """Every figure that the tables allow.
+
+    Args:
+        tables: Published tables by name, with the columns of data_schemas/.
+        stamps: What every figure must say, for example `SIMULATED DATA`.
+
+    Returns:
+        Figures by name: `<table>` or `<table>-<exposure>`.
+    """
+    with mpl.rc_context(canvas.style()):
+        figures = dict(_figures(tables))
+        for figure in figures.values():
+            canvas.stamp(figure, stamps)
+    return figures
+
+
+def _figures(tables: Mapping[str, pl.DataFrame]) -> Iterator[tuple[str, Figure]]:
+    whole: dict[str, Callable[[pl.DataFrame], Figure | None]] = {
+        "attrition": attrition,
+        "discrimination": discrimination,
+        "calibration": calibration,
+        "decision_curve": decision_curve,
+        "cox": survival_figures.cox,
+        "audit_positivity": audit_positivity,
+    }
+    for table, maker in whole.items():
+        figure = maker(tables[table]) if table in tables else None
+        if figure:
+            yield table, figure
+    for table, matrix in (("crosstab", crosstab), ("discordance", discordance)):
+        if table in tables:
+            for exposure, rows in _by_exposure(tables[table]):
+                yield f"{table}-{exposure}", matrix(rows)
+    if "kaplan_meier" in tables and "at_risk" in tables:
+        yield from survival_figures.kaplan_meier(tables["kaplan_meier"], tables["at_risk"])
+
+
+def attrition(table: pl.DataFrame) -> Figure | None:
+    """The flow of patients: one box for everybody who remains, the exclusions between two boxes to the right."""
+    if table.is_empty():
+        return None
+    steps = table.sort(pl.col("step") == "analysis", "order").partition_by("step", maintain_order=True)
+    boxes = [("Patients considered", int(steps[0]["n_before"][0]))]
+    boxes += [(_STEPS[rows["step"][0]], int(rows["n_after"][-1])) for rows in steps]
+    notes = [[_exclusion(*row) for row in rows.select("reason", "n_excluded").iter_rows()] for rows in steps]
+    heights = [0.42 + 0.172 * sum(text.count("\n") + 1 for text in note) for note in notes]
+    figure, (axis,) = canvas.panels([""], (7.4, sum(heights) + 0.75 * len(boxes)), "Flow of patients", left=0, below=0.1)
+    axis.set(xlim=(0, 7.4), ylim=(0, sum(heights) + 0.75 * len(boxes)))
+    axis.axis("off")
+    y = sum(heights) + 0.75 * len(boxes) - 0.35
+    for number, (label, n) in enumerate(boxes):
+        _box(axis, 1.4, y, 2.5, f"{label}\nn = {n:,}", "bold")
+        if number == len(notes):
+            break
+        lower = y - heights[number] - 0.75
+        arrow = {"arrowstyle": "-|>", "color": MUTED, "lw": 1, "shrinkA": 0, "shrinkB": 0}
+        axis.annotate("", (1.4, lower + 0.26), (1.4, y - 0.26), arrowprops=arrow)
+        middle = (y + lower) / 2
+        axis.annotate("", (3.1, middle), (1.4, middle), arrowprops=arrow)
+        n_excluded = boxes[number][1] - boxes[number + 1][1]
+        _note(axis, 3.15, middle, heights[number], f"Excluded, n = {n_excluded:,}", notes[number])
+        y = lower
+    return figure
+
+
+def _exclusion(reason: str, n: int) -> str:
+    return textwrap.fill(f"{wording.sentence(reason)} (n = {n:,})", 58, subsequent_indent="    ")
+
+
+def _box(axis: Axes, x: float, y: float, width: float, text: str, weight: str) -> None:
+    frame = Rectangle((x - width / 2, y - 0.26), width, 0.52, facecolor="#eef3f8", edgecolor=INK, lw=1)
+    axis.add_patch(frame)
+    axis.text(x, y, text, ha="center", va="center", weight=weight, linespacing=1.35)
+
+
+def _note(axis: Axes, x: float, y: float, height: float, heading: str, lines: Sequence[str]) -> None:
+    axis.add_patch(Rectangle((x, y - height / 2), 4.2, height, facecolor="white", edgecolor=MUTED, lw=0.8))
+    axis.text(x + 0.12, y + height / 2 - 0.1, heading, weight="bold", va="top", fontsize=8.5)
+    axis.text(x + 0.12, y + height / 2 - 0.29, "\n".join(lines), va="top", fontsize=8.5, linespacing=1.4)
+
+
+def discrimination(table: pl.DataFrame) -> Figure | None:
+    """AUC with its interval at each threshold, by exposure; one panel per site and score origin."""
+    table = table.filter(pl.col("fold").fill_null("") == "", pl.col("auc").is_not_null())
+    if table.is_empty():
+        return None
+    lowest = min(0.5, float(table.select(pl.min_horizontal("auc", "lower").min()).item()))
+    limits = (np.floor(lowest * 10) / 10 - 0.02, 1.0)
+    parts = canvas.groups(table)
+    figure, axes = canvas.panels(
+        [name for name, _ in parts], (2.7, 2.6), "Discrimination: AUC with its interval, by CACS threshold", margin=0.7
+    )
+    rows = _slots(table, ("threshold", "exposure"), wording.threshold)
+    for axis, (_, part) in zip(axes, parts, strict=True):
+        _intervals(axis, part, rows, "auc", ("threshold", "exposure"), "{:.2f}")
+        axis.axvline(0.5, color=MUTED, lw=0.8, ls=(0, (4, 3)))
+        axis.set(xlim=limits, xlabel="Area under the ROC curve")
+    _exposure_key(figure, table)
+    return figure
+
+
+def calibration(table: pl.DataFrame) -> Figure | None:
+    """The four calibration statistics against their ideal values; one row of panels per site and score origin."""
+    table = table.filter(pl.col("estimate").is_not_null())
+    if table.is_empty():
+        return None
+    parts = canvas.groups(table)
+    titles = [name if number == 0 else "" for name, _ in parts for number in range(len(_STATISTICS))]
+    figure, axes = canvas.panels(
+        titles, (1.95, 1.9), "Calibration (dashed: ideal value)", columns=4, margin=0.75, left=0.25, right=0.35, title_width=9
+    )
+    rows = _slots(table, ("threshold", "exposure"), wording.threshold)
+    for number, axis in enumerate(axes):
+        part, (statistic, ideal) = parts[number // 4][1], list(_STATISTICS.items())[number % 4]
+        shown = table.filter(pl.col("statistic") == statistic).select("estimate", "lower", "upper").to_numpy()
+        known = np.append(shown[np.isfinite(shown)], ideal)
+        room = 0.08 * (known.max() - known.min()) + 0.01
+        _intervals(axis, part.filter(pl.col("statistic") == statistic), rows, "estimate", ("threshold", "exposure"))
+        axis.axvline(ideal, color=MUTED, lw=0.8, ls=(0, (4, 3)))
+        axis.set(xlim=(known.min() - room, known.max() + room), xlabel=wording.words(statistic))
+        axis.xaxis.set_major_locator(MaxNLocator(4))
+        axis.tick_params(labelleft=number % 4 == 0)
+    _exposure_key(figure, table)
+    return figure
+
+
+def decision_curve(table: pl.DataFrame) -> Figure | None:
+    """Net benefit over threshold probability: columns are CACS thresholds, rows are sites and score origins."""
+    if table.is_empty():
+        return None
+    parts = canvas.groups(table)
+    thresholds = table["threshold"].unique().sort().to_list()
+    titles = [name if value == thresholds[0] else "" for name, _ in parts for value in thresholds]
+    figure, axes = canvas.panels(
+        titles, (2.75, 1.9), "Decision curves", columns=len(thresholds), margin=0.35, title_width=3 * len(thresholds)
+    )
+    for number, axis in enumerate(axes):
+        value = thresholds[number % len(thresholds)]
+        part = parts[number // len(thresholds)][1].filter(pl.col("threshold") == value)
+        for exposure, rows in _by_exposure(part):
+            ordered = rows.sort("probability")
+            axis.plot(ordered["probability"], ordered["net_benefit"], color=EXPOSURE_COLOURS[exposure], lw=1.6)
+        everybody = part.unique("probability").sort("probability")
+        axis.plot(everybody["probability"], everybody["treat_all"], color=MUTED, lw=1, ls=(0, (4, 3)))
+        axis.axhline(0, color=MUTED, lw=0.8)
+        top = part.select(pl.max_horizontal("net_benefit", "treat_all").max()).item() or 0.1
+        axis.set(ylim=(-0.12 * top, 1.08 * top), xlabel=f"Threshold probability, {wording.threshold(value)}")
+        axis.set_xlim(0, table["probability"].max())
+        if number % len(thresholds) == 0:
+            axis.set_ylabel("Net benefit")
+    _exposure_key(figure, table, {"act on all": (0, (4, 3)), "act on nobody": "-"})
+    return figure
+
+
+def audit_positivity(table: pl.DataFrame) -> Figure | None:
+    """Share called positive with its Wilson interval, by stratum; one panel per site and score origin."""
+    table = table.filter(pl.col("positivity").is_not_null())
+    if table.is_empty():
+        return None
+    table = table.with_columns(
+        pl.struct("stratum", "level")
+        .map_elements(lambda row: _stratum(row["stratum"], row["level"]), return_dtype=pl.String)
+        .alias("row")
+    )
+    parts = canvas.groups(table)
+    rows = _slots(table, ("row", "exposure"), str)
+    longest = max(len(line) for label in rows[1] for line in label.split("\n"))
+    title = f"Positivity with its interval: predicted {wording.threshold(table['threshold'][0])}"
+    figure, axes = canvas.panels(
+        [name for name, _ in parts], (2.5, max(1.6, 0.42 * len(rows[1]))), title, margin=0.08 * longest, left=0.3
+    )
+    top = min(100.0, 108 * float(table.select(pl.max_horizontal("positivity", "upper").max()).item()))
+    percent = pl.col("positivity", "lower", "upper") * 100
+    for number, (axis, (_, part)) in enumerate(zip(axes, parts, strict=True)):
+        _intervals(axis, part.with_columns(percent), rows, "positivity", ("row", "exposure"))
+        axis.set(xlim=(0, top), xlabel="Called positive, %")
+        axis.tick_params(labelleft=number % 3 == 0)
+    _exposure_key(figure, table)
+    return figure
+
+
+def _stratum(stratum: str, level: str | None) -> str:
+    return textwrap.fill(wording.sentence(stratum) + (f": {level}" if level else ""), 26)
+
+
+def crosstab(table: pl.DataFrame) -> Figure:
+    """Counts of one exposure's true by predicted categories, shaded by the share of the true category."""
+    share = (pl.col("n") / pl.col("n").sum().over("site", "score_origin", "true_category")).fill_nan(None)
+    table = table.with_columns(share.alias("shade")).with_columns(
+        pl.format("{}\n{}", _thousands("n"), _number("shade", 100, "%")).alias("text")
+    )
+    return _matrix(table, "patients by true and predicted category (% of the true category)")
+
+
+def discordance(table: pl.DataFrame) -> Figure:
+    """Event rates of one exposure's true by predicted categories, per 1,000 person-years, with events / patients.
+
+    Cells with fewer than 5 events are not shaded: their rates are mostly chance.
+    """
+    rate = pl.when(pl.col("events") >= 5).then("rate_per_1000_py")
+    table = table.with_columns(
+        (rate / rate.max()).alias("shade"),
+        pl.format("{}\n{} / {}", _number("rate_per_1000_py", 1, ""), _thousands("events"), _thousands("n")).alias("text"),
+    )
+    return _matrix(table, "events per 1,000 person-years (events / patients); shaded from 5 events")
+
+
+def _thousands(column: str) -> pl.Expr:
+    return pl.col(column).map_elements(lambda value: f"{value:,}", return_dtype=pl.String)
+
+
+def _number(column: str, factor: float, unit: str) -> pl.Expr:
+    text = pl.col(column).map_elements(lambda value: f"{value * factor:.0f}{unit}", return_dtype=pl.String)
+    return text.fill_null("-")
+
+
+def _matrix(table: pl.DataFrame, title: str) -> Figure:
+    parts = canvas.groups(table)
+    categories = canvas.CATEGORIES
+    figure, axes = canvas.panels(
+        [name for name, _ in parts], (2.75, 2.3), f"{wording.EXPOSURES[table['exposure'][0]]}: {title}", margin=0.75
+    )
+    cells = range(len(categories))
+    for number, (axis, (_, part)) in enumerate(zip(axes, parts, strict=True)):
+        found = {(row["true_category"], row["predicted_category"]): row for row in part.iter_rows(named=True)}
+        for y, true in enumerate(categories):
+            for x, predicted in enumerate(categories):
+                cell = found.get((true, predicted))
+                shade = (cell["shade"] or 0.0) if cell else 0.0
+                axis.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=_SHADE(shade), edgecolor="white"))
+                colour = "white" if shade > 0.6 else INK
+                axis.text(x, y, cell["text"] if cell else "", ha="center", va="center", color=colour, fontsize=8)
+        axis.set(xlim=(-0.5, 3.5), ylim=(3.5, -0.5), xlabel="Predicted category")
+        axis.set_xticks(cells, [name.removeprefix("CAC ") for name in categories])
+        axis.set_yticks(cells, categories if number % 3 == 0 else [""] * len(categories))
+        axis.tick_params(length=0)
+        axis.spines[:].set_visible(False)
+        if number % 3 == 0:
+            axis.set_ylabel("True category")
+    return figure
+
+
+def _by_exposure(table: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
+    """The table's parts by exposure, in the order of the legend."""
+    parts = {str(key[0]): rows for key, rows in table.partition_by("exposure", as_dict=True).items()}
+    return [(exposure, parts[exposure]) for exposure in wording.EXPOSURES if exposure in parts]
+
+
+Slots = tuple[dict[tuple[object, str], float], list[str]]
+
+
+def _slots(table: pl.DataFrame, keys: tuple[str, str], label: Callable[..., str]) -> Slots:
+    """Heights of (row, exposure) markers, rows one unit apart from the top, and the rows' labels."""
+    row, _ = keys
+    values = table[row].unique(maintain_order=True).to_list()
+    exposures = [exposure for exposure, _ in _by_exposure(table)]
+    offset = {exposure: 0.22 * (number - (len(exposures) - 1) / 2) for number, exposure in enumerate(exposures)}
+    heights = {(value, name): number + offset[name] for number, value in enumerate(values) for name in exposures}
+    return heights, [label(value) for value in values]
+
+
+def _intervals(
+    axis: Axes, part: pl.DataFrame, slots: Slots, estimate: str, keys: tuple[str, str], text: str = ""
+) -> None:
+    """Markers with intervals; an absent limit draws the marker alone."""
+    heights, labels = slots
+    for row in part.iter_rows(named=True):
+        y, exposure = heights[row[keys[0]], row[keys[1]]], row[keys[1]]
+        colour = EXPOSURE_COLOURS[exposure]
+        if row["lower"] is not None and row["upper"] is not None:
+            axis.plot((row["lower"], row["upper"]), (y, y), color=colour, lw=1.5, solid_capstyle="butt")
+        axis.plot(row[estimate], y, EXPOSURE_MARKERS[exposure], color=colour, ms=5, mec="white", mew=0.6)
+        if text:
+            side = max(row[estimate], row["upper"] or 0.0)
+            axis.annotate(text.format(row[estimate]), (side, y), (4, 0), textcoords="offset points", va="center", fontsize=7)
+    axis.set_yticks(range(len(labels)), labels)
+    axis.set_ylim(len(labels) - 0.5, -0.5)
+    axis.tick_params(axis="y", length=0)
+    axis.grid(axis="x", color=GRID, lw=0.7)
+    axis.set_axisbelow(True)
+    for border in range(1, len(labels)):
+        axis.axhline(border - 0.5, color=GRID, lw=0.7)
+
+
+def _exposure_key(figure: Figure, table: pl.DataFrame, others: Mapping[str, object] | None = None) -> None:
+    """Name the exposures' colours and markers in one line under the title."""
+    marked = others is None
+    handles = [
+        Line2D([], [], color=EXPOSURE_COLOURS[name], marker=EXPOSURE_MARKERS[name] if marked else "", lw=1.6, ms=5,
+                         label=wording.EXPOSURES[name])
+        for name, _ in _by_exposure(table)
+    ]  # fmt: skip
+    for label, dashes in (others or {}).items():
+        handles.append(Line2D([], [], color=MUTED, lw=1, ls=dashes, label=label))
+    width, height = figure.get_size_inches()
+    figure.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.04 / width, 1 - 0.55 / height), ncols=len(handles),
+                  fontsize=8.5, handlelength=1.6, columnspacing=1.6, borderpad=0.3)  # fmt: skip

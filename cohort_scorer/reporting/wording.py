@@ -1,0 +1,59 @@
+"""How codes of the published tables read on figures and pages. Knows no number."""
+
+from typing import Any
+
+EXPOSURES = {"true": "True CACS", "cxr": "CXR", "integrated": "CXR + clinical", "clinical": "Clinical only"}
+ORIGINS = {"oof": "out-of-fold", "external": "external", "in_sample": "in-sample", "unknown": "origin unknown"}
+_OTHERS = {
+    "all": "All, pooled",
+    "argmax": "most probable class",
+    "observed_expected": "Observed : expected",
+    "intercept": "Intercept",
+    "slope": "Slope",
+    "ici": "Integrated calibration index",
+    "kappa_linear": "Kappa, linear weights",
+    "kappa_quadratic": "Kappa, quadratic weights",
+    "efron": "Efron",
+    "firth": "Firth",
+    "not_fitted": "not fitted: fewer than 5 events in a category",
+    "age_years": "Age, years",
+    "age_at_t0_years": "Age at t0, years",
+    "bmi": "BMI, kg/m²",
+    "cacs": "CACS, Agatston units",
+    "days_between": "Days between, CXR - CT",
+    "overall": "Overall",
+    "crude": "Crude",
+}
+
+_ABBREVIATIONS = {part: part.upper() for part in ("cacs", "cxr", "ct", "pci", "cabg", "bmi", "auc", "voi", "lut")}
+
+
+def words(code: Any) -> str:
+    """A code as a reader would write it; free text, for example a site's name, stays as it is."""
+    text = "" if code is None else str(code)
+    known = EXPOSURES | ORIGINS | _OTHERS
+    return known.get(text) or " ".join(_ABBREVIATIONS.get(part, part) for part in text.split("_"))
+
+
+def sentence(code: Any) -> str:
+    """`words` with a capital first letter."""
+    text = words(code)
+    return text[:1].upper() + text[1:]
+
+
+def model(code: str) -> str:
+    """A Cox model's code: `crude:cxr` as `Crude, CXR`, `covariates+true` as `Covariates + True CACS`."""
+    kind, _, exposure = code.partition(":")
+    return f"Crude, {words(exposure)}" if exposure else sentence(" + ".join(words(part) for part in kind.split("+")))
+
+
+def threshold(value: int | None) -> str:
+    """A CACS threshold as the condition it stands for."""
+    return "" if value is None else "CACS > 0" if value == 0 else f"CACS ≥ {value}"
+
+
+def group(site: str | None, score_origin: str | None) -> str:
+    """A site and score origin as a heading: `Hospital A (out-of-fold)`; `all` is the pooled group."""
+    where = "All sites" if site == "all" else site or "Site not stated"
+    how = "pooled" if score_origin == "all" else ORIGINS.get(score_origin or "", score_origin or "origin not stated")
+    return f"{where} ({how})"

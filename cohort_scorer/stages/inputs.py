@@ -1,0 +1,178 @@
+"""What several stages read: the study's tables, its films, its scores."""
+
+from datetime import date
+
+import polars as pl
+
+from cohort_scorer import schemas, storage
+from cohort_scorer.errors import BundleError, EmptyCohortError, InputTableError, StudyFileError
+from cohort_scorer.provenance import Step
+from cohort_scorer.study import Study
+
+_FIRST_SHIFTED = date(2100, 1, 1)
+
+
+def categories() -> tuple[str, ...]:
+    """The names of the four categories, lowest first."""
+    return schemas.vocabulary("cohort", "true_category")
+
+
+def table(study: Study, step: Step, name: str) -> pl.DataFrame | None:
+    """An input table of [tables], checked against its schema, or None where the study has none.
+
+    Raises:
+        InputTableError: as `schemas.read`, or a year of 2100 or later without dates_shifted_per_subject.
+    """
+    given: str = getattr(study.tables, name)
+    if not given:
+        return None
+    path = study.folder / given
+    frame = schemas.read(path, name, study.tables.faulty_rows, study.patient_level)
+    step.read(path, given)
+    dates = [column for column, dtype in frame.schema.items() if dtype == pl.Date]
+    late = frame.filter(pl.any_horizontal(pl.lit(False), *(pl.col(column) >= _FIRST_SHIFTED for column in dates)))
+    if len(late) and not study.study.dates_shifted_per_subject:
+        raise InputTableError(
+            f"{path.name}: {len(late):,} of {len(frame):,} rows have a date in the year 2100 or later.",
+            "Expected real dates, since [study] dates_shifted_per_subject is false; found shifted ones.",
+            "Correct the extract, or set dates_shifted_per_subject = true.",
+        )
+    return frame
+
+
+def required_table(study: Study, step: Step, name: str) -> pl.DataFrame:
+    """As `table`, for a step that cannot do without it.
+
+    Raises:
+        StudyFileError: the study names no such table.
+    """
+    frame = table(study, step, name)
+    if frame is None:
+        raise StudyFileError(
+            f"{study.file.name}: [tables] {name} is not given.",
+            f"Expected the {name} table, which this step needs; found none.",
+            f'Add {name} = "tables/{name}.csv" under [tables]; `cohort-scorer schema {name}` lists its columns.',
+        )
+    return frame
+
+
+def films(study: Study, step: Step) -> pl.DataFrame:
+    """All films that can be linked: of the index, or, for scores made elsewhere, of the scores table.
+
+    Returns:
+        patient_id, image_id, uri, study_date, acquisition_time, site, age_years, sex, is_radiograph, is_eligible.
+    """
+    columns = ["patient_id", "image_id", "uri", "study_date", "acquisition_time", "site", "age_years", "sex"]
+    if study.tables.scores:
+        given = elsewhere(study, step)
+        return given.select(
+            "patient_id",
+            "image_id",
+            "uri",
+            "study_date",
+            pl.lit(None, pl.String).alias("acquisition_time"),
+            "site",
+            pl.lit(None, pl.Float64).alias("age_years"),
+            pl.lit(None, pl.String).alias("sex"),
+            pl.lit(True).alias("is_radiograph"),
+            pl.lit(True).alias("is_eligible"),
+        )
+    return index(study).select(
+        *columns,
+        (~pl.col("reason").is_in(["modality", "body_part"])).fill_null(True).alias("is_radiograph"),
+        pl.col("eligible").alias("is_eligible"),
+    )
+
+
+def index_folder(study: Study) -> str:
+    """Where the index lies, relative to the study: its own, or another study's."""
+    own = study.patient_level / "index"
+    return study.require("archive").index or str(own)
+
+
+def index(study: Study) -> pl.DataFrame:
+    """The index of the archive.
+
+    Raises:
+        EmptyCohortError: there is none yet.
+    """
+    found = storage.read_parts(study.folder / index_folder(study))
+    if found is None:
+        raise EmptyCohortError(
+            "There is no index of the archive.",
+            "Expected patient_level/index/part-*.parquet; found none.",
+            "Run `cohort-scorer index` first.",
+        )
+    return found
+
+
+def elsewhere(study: Study, step: Step) -> pl.DataFrame:
+    """The scores table that was made elsewhere; films without image_id are named by patient and date."""
+    given = required_table(study, step, "scores")
+    named = given.with_columns(
+        pl.coalesce("image_id", pl.format("{} {}", "patient_id", "study_date")).alias("image_id"),
+        pl.coalesce("score_status", pl.lit("ok")).alias("score_status"),
+    )
+    doubled = len(named) - named["image_id"].n_unique()
+    if doubled:
+        raise InputTableError(
+            f"scores: {doubled:,} of {len(named):,} rows repeat a radiograph.",
+            "Expected one row per image_id, or per patient_id and study_date where there is none.",
+            "Keep one score per radiograph, or give image_id.",
+        )
+    return named
+
+
+def scores(study: Study, step: Step) -> pl.DataFrame:
+    """The scores of the study: patient_level/scores.parquet, or the table that was made elsewhere.
+
+    Raises:
+        BundleError: there are none.
+    """
+    if study.tables.scores:
+        return elsewhere(study, step)
+    path = study.patient_level / "scores.parquet"
+    if not path.is_file():
+        raise BundleError(
+            "There are no scores.",
+            "Expected patient_level/scores.parquet, or [tables] scores; found neither.",
+            "Run `cohort-scorer score` first.",
+        )
+    step.read(path, "patient_level/scores.parquet")
+    return pl.read_parquet(path)
+
+
+def cohort(study: Study, step: Step) -> pl.DataFrame:
+    """patient_level/cohort.parquet.
+
+    Raises:
+        EmptyCohortError: there is none, or nobody is in it.
+    """
+    path = study.patient_level / "cohort.parquet"
+    if not path.is_file():
+        raise EmptyCohortError(
+            "There is no cohort.",
+            "Expected patient_level/cohort.parquet; found none.",
+            "Run `cohort-scorer link` first.",
+        )
+    step.read(path, "patient_level/cohort.parquet")
+    return pl.read_parquet(path)
+
+
+def refuse_unfit_origins(study: Study, people: pl.DataFrame) -> None:
+    """Stop where a score was made by a network that may have seen the patient.
+
+    Raises:
+        BundleError: in_sample or unknown scores, and [comparison] allow_in_sample is false.
+    """
+    unfit = people.filter(pl.col("score_origin").is_in(["in_sample", "unknown"]))
+    if unfit.is_empty() or study.comparison.allow_in_sample:
+        return
+    counts = ", ".join(
+        f"{count:,} {origin}" for origin, count in unfit.group_by("score_origin").len().sort("score_origin").iter_rows()
+    )
+    raise BundleError(
+        f"{len(unfit):,} of {len(people):,} patients have scores that may be in-sample ({counts}).",
+        "Expected score_origin oof or external: performance on training patients is not performance.",
+        "Restore patient_level/training.key, or set [model] trained_elsewhere = true if no training patient can be here.",
+    )

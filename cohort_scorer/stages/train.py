@@ -1,0 +1,234 @@
+"""train: cohort -> model bundle with out-of-fold outputs. Continues from the networks that stand."""
+
+import secrets
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from sklearn.model_selection import StratifiedKFold
+
+from cohort_scorer import provenance, schemas, storage
+from cohort_scorer.errors import BundleError, EmptyCohortError
+from cohort_scorer.prediction import bundle, model_card, scores
+from cohort_scorer.prediction.bundle import NEW, network_name
+from cohort_scorer.prediction.integration import THRESHOLD_NAMES
+from cohort_scorer.provenance import Step
+from cohort_scorer.stages import Console, Machine, inputs
+from cohort_scorer.stages.index import judge_refused
+from cohort_scorer.study import THRESHOLDS, Study
+
+
+def train(study: Study, machine: Machine, console: Console) -> Path:
+    """Train three networks per fold and three on all patients; fit layers and cuts; seal the bundle."""
+    from cohort_scorer.imaging import networks, radiograph, training
+
+    section = study.require("train")
+    step = Step(study, "train")
+    people = _training_patients(study, inputs.cohort(study, step))
+    preprocessing_id = radiograph.PREPROCESSING.identifier(section.image_size)
+    training_id = provenance.digest(
+        [
+            section.model_dump(),
+            study.study.seed,
+            preprocessing_id,
+            people.select("patient_id", "site", "image_id", "cacs", "age_years", "sex", "bmi").rows(),
+        ]
+    )
+    if (study.bundle / "bundle.json").is_file():
+        _refuse_another(study, training_id)
+        console.say("train: the bundle stands, trained on this cohort with these settings")
+        return study.bundle
+    scratch = study.patient_level / "training" / training_id[:16]
+    device = networks.choose_device(machine.device)
+    people = _decode(study, people, scratch, machine, console)
+    settings = training.Settings(
+        section.backbone, section.epochs, section.batch_size, section.learning_rate, device.type
+    )
+    jobs = _jobs(people, section.folds, study.study.seed)
+    finished = scratch / "networks"
+    finished.mkdir(exist_ok=True)
+    console.say(f"train: {len(jobs)} networks on {len(people):,} patients, device {device.type}")
+    with console.progress("Training networks (epochs)", len(jobs) * section.epochs) as advance:
+        training.train_all(jobs, scratch / "images.npy", finished, settings, machine.workers, advance)
+    people = _with_logits(people, finished, section.folds)
+    layers, grid = scores.develop(people, section.integrate, section.folds)
+    content = _content(study, people, training_id, preprocessing_id)
+    _assemble(study, people, finished, grid, layers, content)
+    shutil.rmtree(scratch.parent)
+    step.facts |= {"n_patients": len(people), "n_networks": len(jobs), "training_id": training_id[:16]}
+    step.wrote(study.bundle / "bundle.json")
+    step.finish()
+    return study.bundle
+
+
+def _training_patients(study: Study, cohort: pl.DataFrame) -> pl.DataFrame:
+    """The patients of the training sites with a true score, and the fold of each: a function of seed and patients."""
+    section = study.require("train")
+    sites = section.sites or cohort["site"].unique().sort().to_list()
+    people = cohort.filter(pl.col("site").is_in(sites) & pl.col("cacs").is_not_null()).sort("site", "patient_id")
+    people = people.with_columns(
+        *(
+            (pl.col("cacs") >= threshold if threshold else pl.col("cacs") > 0).alias(name)
+            for name, threshold in zip(THRESHOLD_NAMES, THRESHOLDS, strict=True)
+        )
+    )
+    counts = [people[name].sum() for name in THRESHOLD_NAMES]
+    smallest = min(min(count, len(people) - count) for count in counts)
+    if smallest < 2 * section.folds:
+        raise EmptyCohortError(
+            f"Too few patients to train: {len(people):,} in the training sites, {smallest:,} on one side of a threshold.",
+            f"Expected at least {2 * section.folds} on each side of every threshold: 2 for each of the folds.",
+            "Add patients, name more [train] sites, or use fewer [train] folds.",
+        )
+    strata = people["true_category"] + " " + people["site"]
+    splitter = StratifiedKFold(section.folds, shuffle=True, random_state=study.study.seed)
+    fold = np.empty(len(people), np.int64)
+    for number, (_, held_out) in enumerate(splitter.split(np.zeros(len(people)), _merged(strata, section.folds))):
+        fold[held_out] = number
+    return people.with_columns(pl.Series("fold", fold))
+
+
+def _merged(strata: pl.Series, folds: int) -> Sequence[str]:
+    """Strata smaller than the number of folds are put together: they cannot be spread over all folds."""
+    counts = strata.to_frame("stratum").with_columns(pl.len().over("stratum").alias("n"))
+    return counts.select(pl.when(pl.col("n") < folds).then(pl.lit("small")).otherwise("stratum"))["literal"].to_list()
+
+
+def _refuse_another(study: Study, training_id: str) -> None:
+    content = bundle.load(study.bundle, inputs.categories()).content
+    if content["training"]["training_id"] != training_id:
+        raise BundleError(
+            "Another bundle stands where this study trains its own.",
+            "Expected a bundle of this cohort, seed and [train]; found one of others.",
+            "Move the bundle away to train again, or name another [model] bundle.",
+        )
+
+
+def _decode(study: Study, people: pl.DataFrame, scratch: Path, machine: Machine, console: Console) -> pl.DataFrame:
+    """Decode every training film once into images.npy; films that cannot be read leave the training, counted."""
+    from cohort_scorer.imaging import radiograph
+
+    done = scratch / "people.parquet"
+    if done.is_file():
+        return pl.read_parquet(done)
+    scratch.mkdir(parents=True, exist_ok=True)
+    rows = people.select("image_id").join(inputs.index(study), on="image_id", how="left", maintain_order="left")
+    size = study.require("train").image_size
+    images = np.lib.format.open_memmap(scratch / "images.npy", "w+", np.uint16, (len(people), size, size))
+    hashes: list[str | None] = [None] * len(people)
+    n_read = 0
+    with console.progress("Decoding training radiographs", len(people)) as advance:
+        for position, found in radiograph.read_many(rows, study.roots, size, machine.workers):
+            if isinstance(found, radiograph.Radiograph):
+                images[n_read] = found.image
+                hashes[position] = found.pixel_sha256
+                n_read += 1
+            advance(1)
+    images.flush()
+    people = people.with_columns(pl.Series("pixel_sha256", hashes, pl.String))
+    readable = people.drop_nulls("pixel_sha256")
+    if len(readable) < len(people):
+        console.say(f"train: {len(people) - len(readable):,} radiographs cannot be read and are left out")
+        judge_refused(study, len(people) - len(readable), len(people))
+    storage.write_parquet(readable, done)
+    return readable
+
+
+def _jobs(people: pl.DataFrame, folds: int, seed: int) -> list[Any]:
+    from cohort_scorer.imaging import training
+
+    fold = people["fold"].to_numpy()
+    jobs = []
+    for position, threshold in enumerate(THRESHOLD_NAMES):
+        for held_out in (NEW, *range(folds)):
+            own_seed = int(np.random.SeedSequence([seed, position, held_out + 1]).generate_state(1)[0])
+            jobs.append(
+                training.Job(
+                    network_name(threshold, held_out), people[threshold].to_numpy(), fold == held_out, own_seed
+                )
+            )
+    return jobs
+
+
+def _with_logits(people: pl.DataFrame, finished: Path, folds: int) -> pl.DataFrame:
+    from cohort_scorer.imaging import training
+
+    fold = people["fold"].to_numpy()
+    for threshold in THRESHOLD_NAMES:
+        logits = np.empty(len(people))
+        for held_out in range(folds):
+            logits[fold == held_out] = training.held_out_logits(finished, network_name(threshold, held_out))
+        people = people.with_columns(pl.Series(f"logit_{threshold}", logits))
+    return people
+
+
+def _content(study: Study, people: pl.DataFrame, training_id: str, preprocessing_id: str) -> dict[str, Any]:
+    from cohort_scorer.imaging import radiograph
+
+    section = study.require("train")
+    counts = people.group_by("true_category").len()
+    return {
+        "title": study.study.title,
+        "simulated": study.study.simulated,
+        "versions": provenance.versions(),
+        "categories": bundle.category_grid(inputs.categories()),
+        "preprocessing": {**asdict(radiograph.PREPROCESSING), "size": section.image_size},
+        "preprocessing_id": preprocessing_id,
+        "image_size": section.image_size,
+        "design": section.design,
+        "backbone": section.backbone,
+        "integrate": list(section.integrate),
+        "networks": [
+            {"name": network_name(threshold, fold), "threshold": threshold, "fold": fold}
+            for threshold in THRESHOLD_NAMES
+            for fold in (NEW, *range(section.folds))
+        ],
+        "training": {
+            "training_id": training_id,
+            "sites": people["site"].unique().sort().to_list(),
+            "n_patients": len(people),
+            "n_by_category": dict(sorted(counts.iter_rows())),
+            "first_study_date": str(people["study_date"].min()),
+            "last_study_date": str(people["study_date"].max()),
+            "folds": section.folds,
+            "epochs": section.epochs,
+            "batch_size": section.batch_size,
+            "learning_rate": section.learning_rate,
+            "stacking": section.stacking,
+            "seed": study.study.seed,
+        },
+    }
+
+
+def _assemble(
+    study: Study, people: pl.DataFrame, finished: Path, grid: pl.DataFrame, layers: Any, content: dict[str, Any]
+) -> None:
+    """Put the bundle together beside its place and rename it: a bundle is whole or not there."""
+    key_path = study.patient_level / "training.key"
+    if not key_path.is_file():
+        storage.write_bytes(secrets.token_bytes(32), key_path)
+        key_path.chmod(0o600)
+    key = key_path.read_bytes()
+    partial = study.bundle.with_name(f".{study.bundle.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    for network in finished.iterdir():
+        shutil.copytree(network, partial / network.name, ignore=shutil.ignore_patterns("*.npy"))
+    hashed = pl.DataFrame(
+        [
+            (bundle.keyed_hash(key, site, patient), bundle.keyed_hash(key, pixels), fold)
+            for site, patient, pixels, fold in people.select("site", "patient_id", "pixel_sha256", "fold").iter_rows()
+        ],
+        schema=schemas.columns("training_patients"),
+        orient="row",
+    )
+    storage.write_parquet(hashed.sort("patient_hash"), partial / "training_patients.parquet")
+    storage.write_parquet(grid, partial / "cut_grid.parquet")
+    storage.write_text(model_card.write(content), partial / "MODEL_CARD.md")
+    bundle.seal(partial, content, layers)
+    if study.bundle.exists():
+        study.bundle.rmdir()
+    partial.rename(study.bundle)

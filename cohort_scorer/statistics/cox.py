@@ -1,0 +1,311 @@
+"""Cox's proportional hazards model by Efron's partial likelihood. Knows covariates only as numbered columns.
+
+Standard errors are those of the model, also under weights. Times that differ are different: no rounding of ties.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+from scipy.special import chdtrc, ndtr
+
+from cohort_scorer.errors import ConvergenceError, EmptyCohortError
+from cohort_scorer.statistics.inputs import (
+    Booleans,
+    Floats,
+    Integers,
+    equal_lengths,
+    floats,
+    normal_quantile,
+    strata_codes,
+    survival,
+)
+
+_MAXIMUM_ITERATIONS = 40
+_STEP_TOLERANCE = 1e-9
+_PIVOT_TOLERANCE = 1e-10
+
+
+@dataclass(frozen=True, eq=False)
+class CoxFit:
+    """A fitted Cox model with p terms.
+
+    Attributes:
+        coefficients: Log hazard ratios per unit of each column, shape (p,).
+        standard_errors: Shape (p,).
+        covariance: Inverse of the observed information, shape (p, p).
+        loglik_null: Efron log partial likelihood with all coefficients 0.
+        loglik: The same at the coefficients.
+        n: Number of rows.
+        n_events: Number of events, unweighted.
+        iterations: Newton steps taken.
+        linear_predictor: Coefficients times columns less their means, shape (n,), in the order of the input. Rows with
+            equal covariates have exactly equal values.
+    """
+
+    coefficients: Floats
+    standard_errors: Floats
+    covariance: Floats
+    loglik_null: float
+    loglik: float
+    n: int
+    n_events: int
+    iterations: int
+    linear_predictor: Floats
+
+    @property
+    def df(self) -> int:
+        """Number of terms."""
+        return len(self.coefficients)
+
+    @property
+    def lr_chi2(self) -> float:
+        """Likelihood ratio statistic against the model without terms."""
+        return 2 * (self.loglik - self.loglik_null)
+
+    @property
+    def p(self) -> float | None:
+        """P value of lr_chi2 on df degrees of freedom, None without terms."""
+        return float(chdtrc(self.df, max(self.lr_chi2, 0.0))) if self.df else None
+
+    @property
+    def aic(self) -> float:
+        """Akaike's criterion, -2 loglik + 2 df."""
+        return 2 * self.df - 2 * self.loglik
+
+    def table(self, level: float = 0.95) -> pl.DataFrame:
+        """Return one row per term with Wald intervals: coef, se, hr, lower, upper (of the hazard ratio), z, p."""
+        half = normal_quantile(level) * self.standard_errors
+        z = self.coefficients / self.standard_errors
+        return pl.DataFrame(
+            {
+                "coef": self.coefficients,
+                "se": self.standard_errors,
+                "hr": np.exp(self.coefficients),
+                "lower": np.exp(self.coefficients - half),
+                "upper": np.exp(self.coefficients + half),
+                "z": z,
+                "p": 2 * ndtr(-np.abs(z)),
+            }
+        )
+
+
+def fit(
+    time: npt.ArrayLike,
+    event: npt.ArrayLike,
+    covariates: npt.ArrayLike,
+    *,
+    strata: npt.ArrayLike | None = None,
+    weights: npt.ArrayLike | None = None,
+    term_names: Sequence[str] | None = None,
+) -> CoxFit:
+    """Fit Cox's model (J R Stat Soc B 1972;34:187-220) by Newton's method.
+
+    Ties by Efron B, J Am Stat Assoc 1977;72:557-565; under case weights the events of a tie share their mean weight, as
+    R's `coxph(weights = w)`. Columns are centred and scaled for the computation. A fit counts as converged only when
+    the coefficients have stopped moving: where a category has no events they never do, and the fit is refused instead
+    of giving a hazard ratio of 0 or infinity.
+
+    Args:
+        time: Follow-up, any unit, >= 0, shape (n,).
+        event: True where follow-up ends with the event, shape (n,).
+        covariates: Shape (n, p), p may be 0.
+        strata: Labels of strata with a baseline hazard each, shape (n,), or None.
+        weights: Case weights > 0, shape (n,), or None.
+        term_names: Names of the columns for messages, or None.
+
+    Returns:
+        The fit.
+
+    Raises:
+        EmptyCohortError: If there are no patients or no events.
+        ConvergenceError: If a term is constant, follows from others or separates events from non-events; names it.
+        ValueError: If the arrays do not fit together.
+    """
+    times, died = survival(time, event)
+    z = np.asarray(covariates, dtype=np.float64)
+    if z.ndim != 2 or not np.isfinite(z).all():
+        raise ValueError("covariates must be finite and have two dimensions (rows, terms)")
+    case = np.ones(len(times)) if weights is None else floats("weights", weights)
+    equal_lengths(time=times, covariates=z, weights=case)
+    if (case <= 0).any():
+        raise ValueError("weights must be > 0")
+    if not died.any():
+        raise EmptyCohortError(
+            f"No event among {len(times):,} patients: a Cox model cannot be fitted.",
+            "Expected at least one event, found 0.",
+            "Check the event types named in [outcome] components and the follow-up dates.",
+        )
+    centre = z.mean(axis=0)
+    scale = z.std(axis=0)
+    constant = np.flatnonzero(np.ptp(z, axis=0) == 0)
+    if len(constant):
+        raise _not_converged(int(constant[0]), term_names, "is the same for every patient")
+    layout = _Layout.build(times, died, strata_codes(strata, len(times)), case)
+    scaled = (z[layout.order] - centre) / scale
+    beta, covariance, loglik_null, loglik, iterations = _newton(layout, scaled, term_names)
+    coefficients = beta / scale
+    # Column by column, not by a matrix product: equal rows must give equal values, as ties in the C statistic need.
+    predictor = np.zeros(len(times))
+    for k, coefficient in enumerate(coefficients):
+        predictor += (z[:, k] - centre[k]) * coefficient
+    covariance = covariance / np.outer(scale, scale)
+    errors = np.sqrt(np.diag(covariance))
+    return CoxFit(
+        coefficients, errors, covariance, loglik_null, loglik, len(times), int(died.sum()), iterations, predictor
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Layout:
+    """Rows sorted by stratum and falling time, and where in them ties, events and strata lie.
+
+    A group is the events of one time and stratum; E events, G groups. Risk sets are prefixes of a stratum.
+    """
+
+    order: Integers  # (n,) rows in the order of the input
+    weights: Floats  # (n,)
+    event: Floats  # (n,) 0 or 1
+    strata: list[tuple[slice, slice]]  # rows and groups of each stratum
+    risk_last: Integers  # (G,) last row at risk
+    event_rows: Integers  # (E,)
+    event_group: Integers  # (E,)
+    group_first: Integers  # (G,) first event
+    fraction: Floats  # (E,) l / d, l = 0 ... d - 1
+    mean_weight: Floats  # (E,) of the events of its group
+    row_group: Integers  # (n,) first group whose time is at most the row's, maybe of a later stratum
+    row_has_group: Booleans  # (n,) False where the row's stratum has no such group
+
+    @classmethod
+    def build(cls, time: Floats, event: Booleans, stratum: Integers, weights: Floats) -> "_Layout":
+        order = np.lexsort((-time, stratum))
+        time, event, stratum, weights = time[order], event[order], stratum[order], weights[order]
+        new = np.ones(len(time), dtype=np.bool_)
+        new[1:] = (time[1:] != time[:-1]) | (stratum[1:] != stratum[:-1])
+        tie = np.cumsum(new) - 1
+        with_event = np.bincount(tie[event], minlength=tie[-1] + 1) > 0
+        groups_before: Integers = np.cumsum(with_event) - with_event
+        event_rows = np.flatnonzero(event)
+        event_group: Integers = groups_before[tie[event_rows]]
+        group_first = np.flatnonzero(np.diff(event_group, prepend=-1))
+        sizes = np.diff(np.append(group_first, len(event_rows)))
+        tie_last = np.append(np.flatnonzero(new)[1:], len(time)) - 1
+        row_group = groups_before[tie]
+        group_stratum = stratum[event_rows[group_first]]
+        bounds = np.arange(stratum[-1] + 2)
+        rows, groups = np.searchsorted(stratum, bounds), np.searchsorted(group_stratum, bounds)
+        return cls(
+            order=order,
+            weights=weights,
+            event=event.astype(np.float64),
+            strata=[(slice(rows[s], rows[s + 1]), slice(groups[s], groups[s + 1])) for s in range(len(bounds) - 1)],
+            risk_last=tie_last[with_event],
+            event_rows=event_rows,
+            event_group=event_group,
+            group_first=group_first,
+            fraction=(np.arange(len(event_rows)) - group_first[event_group]) / sizes[event_group],
+            mean_weight=(np.add.reduceat(weights[event_rows], group_first) / sizes)[event_group],
+            row_group=np.minimum(row_group, len(group_first) - 1),
+            row_has_group=row_group < groups[stratum + 1],
+        )
+
+    def denominators(self, values: Floats) -> Floats:
+        """Sum of values over each event's risk set, less l/d of the sum over its tie: (n,) -> (E,)."""
+        running = np.empty_like(values)
+        for rows, _ in self.strata:
+            np.cumsum(values[rows], out=running[rows])
+        tied = np.add.reduceat(values[self.event_rows], self.group_first)
+        return np.asarray(running[self.risk_last][self.event_group] - self.fraction * tied[self.event_group])
+
+    def hazard(self, denominators: Floats) -> Floats:
+        """Cumulative hazard, Efron's, that each row has lived through per unit of relative hazard: (E,) -> (n,)."""
+        share = self.mean_weight / denominators
+        steps = np.add.reduceat(share, self.group_first)
+        total = np.empty_like(steps)
+        for _, groups in self.strata:
+            total[groups] = np.cumsum(steps[groups][::-1])[::-1]
+        lived = np.where(self.row_has_group, total[self.row_group], 0.0)
+        lived[self.event_rows] -= np.add.reduceat(share * self.fraction, self.group_first)[self.event_group]
+        return lived
+
+
+@dataclass(frozen=True, eq=False)
+class _Point:
+    """Log likelihood, gradient (p,), information (p, p) and the larger of its two parts' diagonals (p,) at one beta."""
+
+    loglik: float
+    gradient: Floats
+    information: Floats
+    moment: Floats
+
+
+def _evaluate(layout: _Layout, z: Floats, beta: Floats) -> _Point:
+    """Evaluate with one cumulative sum for the likelihood and one per column; z in the layout's order, shape (n, p)."""
+    eta = z @ beta
+    eta -= eta.mean()
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        relative = layout.weights * np.exp(eta)
+        below = layout.denominators(relative)
+        events = layout.event_rows
+        loglik = layout.weights[events] @ eta[events] - layout.mean_weight @ np.log(below)
+        expected = relative * layout.hazard(below)
+        gradient = z.T @ (layout.weights * layout.event - expected)
+        means = np.empty((len(beta), len(below)))  # weighted mean of each column in each event's risk set
+        for k in range(len(beta)):
+            means[k] = layout.denominators(relative * z[:, k]) / below
+        moment = (z * expected[:, None]).T @ z
+        information = moment - (means * layout.mean_weight) @ means.T
+    return _Point(float(loglik), gradient, information, np.diag(moment).copy())
+
+
+def _newton(layout: _Layout, z: Floats, term_names: Sequence[str] | None) -> tuple[Floats, Floats, float, float, int]:
+    """Maximise; return beta, its covariance, the log likelihoods at 0 and at beta, and the number of steps."""
+    beta = np.zeros(z.shape[1])
+    point = start = _evaluate(layout, z, beta)
+    weak = _weak_pivot(start.information, start.moment)
+    if weak is not None:
+        raise _not_converged(weak, term_names, "is constant within strata or follows from the terms before it")
+    step: Floats = beta
+    for iteration in range(_MAXIMUM_ITERATIONS):
+        weak = _weak_pivot(point.information, start.moment)
+        if weak is not None:
+            raise _not_converged(weak, term_names, "separates patients with events from those without")
+        step = np.asarray(np.linalg.solve(point.information, point.gradient), dtype=np.float64)
+        if not len(step) or np.abs(step).max() <= _STEP_TOLERANCE:
+            final = _evaluate(layout, z, beta + step)
+            covariance: Floats = np.asarray(np.linalg.inv(final.information), dtype=np.float64)
+            return beta + step, covariance, start.loglik, final.loglik, iteration
+        beta, point = _halved(layout, z, beta, step, point)
+    raise _not_converged(int(np.abs(step).argmax()), term_names, f"still moves after {_MAXIMUM_ITERATIONS} steps")
+
+
+def _halved(layout: _Layout, z: Floats, beta: Floats, step: Floats, point: _Point) -> tuple[Floats, _Point]:
+    """Take the step, halved until the likelihood does not fall (beyond rounding)."""
+    floor = point.loglik - 1e-12 * abs(point.loglik)
+    for _ in range(30):
+        candidate = _evaluate(layout, z, beta + step)
+        if candidate.loglik >= floor and np.isfinite(candidate.information).all():
+            return beta + step, candidate
+        step = step / 2
+    return beta, point
+
+
+def _weak_pivot(information: Floats, moment: Floats) -> int | None:
+    """First term without information beyond that of the terms before it, by symmetric elimination."""
+    work = information.copy()
+    for k in range(len(work)):
+        if not work[k, k] > _PIVOT_TOLERANCE * moment[k]:
+            return k
+        work[k + 1 :, k + 1 :] -= np.outer(work[k + 1 :, k], work[k, k + 1 :]) / work[k, k]
+    return None
+
+
+def _not_converged(term: int, term_names: Sequence[str] | None, problem: str) -> ConvergenceError:
+    name = f"term {term}" if term_names is None else f"term {term} ({term_names[term]})"
+    return ConvergenceError(
+        f"A Cox model did not converge: {name} {problem}.",
+        "Expected every term to vary, also among patients with events, and none to be a sum of others.",
+        "Drop the term, merge sparse categories, or choose an outcome with more events.",
+    )
