@@ -72,12 +72,7 @@ def write_parquet(frame: pl.DataFrame, path: Path) -> None:
 
 def write_csv(frame: pl.DataFrame, path: Path) -> None:
     """Write a table as CSV: UTF-8, ISO dates, full precision; text that a spreadsheet would run is escaped."""
-    escaped = frame.with_columns(
-        pl.when(pl.col(pl.String).str.contains(r"^[=+\-@]"))
-        .then(pl.concat_str(pl.lit("'"), pl.col(pl.String)))
-        .otherwise(pl.col(pl.String))
-        .name.keep()
-    )
+    escaped = frame.with_columns(pl.col(pl.String).str.replace(r"^([=+\-@])", "'$1"))
     _atomically(path, lambda file: escaped.write_csv(file))
 
 

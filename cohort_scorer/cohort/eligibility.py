@@ -47,6 +47,20 @@ def age_years(birth: str, on: str) -> pl.Expr:
     return whole.cast(pl.Float64) + since_birthday.dt.total_days() / DAYS_PER_YEAR
 
 
+def age_band(age: str) -> pl.Expr:
+    """Ten-year bands of an age column, as text: `<40`, `40-49` ... `80+`; null where age is missing."""
+    decade = (pl.col(age) // 10 * 10).cast(pl.Int64)
+    return (
+        pl.when(pl.col(age) < 40)
+        .then(pl.lit("<40"))
+        .when(pl.col(age) >= 80)
+        .then(pl.lit("80+"))
+        .when(pl.col(age).is_not_null())
+        .then(pl.format("{}-{}", decade, decade + 9))
+        .alias("age_band")
+    )
+
+
 def describe(films: pl.DataFrame, clinical: pl.DataFrame | None) -> pl.DataFrame:
     """Add what is known of the patient on the day of the film.
 

@@ -75,19 +75,21 @@ def _walk(root: bytes) -> Iterator[_Found]:
     while folders:
         folder = folders.pop()
         try:
-            with os.scandir(os.path.join(root, folder)) as entries:  # noqa: PTH118 (names are bytes)
-                for entry in entries:
-                    relative = os.path.join(folder, entry.name)  # noqa: PTH118
-                    if entry.is_dir(follow_symlinks=False):
-                        folders.append(relative)
-                    elif not (entry.is_symlink() and _is_folder_inside(root, entry)):
-                        yield _described(root, relative, None)
+            with os.scandir(os.path.join(root, folder)) as scanned:  # noqa: PTH118 (names are bytes)
+                entries = [(os.path.join(folder, entry.name), entry) for entry in scanned]  # noqa: PTH118
         except OSError:
             yield _uri(folder), None, None, "unreadable_file", None
+            continue
+        for relative, entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(relative)
+            elif not (entry.is_symlink() and _is_folder_inside(root, entry.path)):
+                yield _described(root, relative, None)
 
 
-def _is_folder_inside(root: bytes, link: os.DirEntry[bytes]) -> bool:
-    return _is_inside(root, os.path.realpath(link.path)) and link.is_dir()
+def _is_folder_inside(root: bytes, link: bytes) -> bool:
+    target = os.path.realpath(link)
+    return (target == root or _is_inside(root, target)) and os.path.isdir(link)  # noqa: PTH112
 
 
 def _look_up(root: bytes, uris: list[str]) -> Iterator[_Found]:

@@ -6,10 +6,13 @@ whatever it raises becomes a refusal.
 
 import hashlib
 import io
+import logging
 import math
 import re
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date
 from io import BufferedReader
 from pathlib import Path
@@ -65,8 +68,7 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         Refused: missing_file, unreadable_file, not_dicom, dicomdir, header_too_large or header_unreadable.
     """
-    with opened(path) as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydicom's warnings quote values
+    with opened(path) as file, _silenced():
         try:
             return _facts(file)
         except Refused:
@@ -107,6 +109,20 @@ def file_sha256(file: BufferedReader) -> str:
     """Return the image_id of a file that has no identifier of its own."""
     file.seek(0)
     return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Keep pydicom's warnings, which quote values of the header, out of every stream and log."""
+    logger = logging.getLogger("pydicom")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _facts(file: BufferedReader) -> dict[str, Any]:

@@ -65,8 +65,8 @@ def probabilities(people: pl.DataFrame, layers: Mapping[tuple[str, str, int], La
         "layer_fold", maintain_order=True
     ):
         for threshold in THRESHOLD_NAMES:
-            rows = rows.with_columns(pl.col(f"logit_{threshold}").alias("logit"))  # noqa: PLW2901
-            rows = rows.with_columns(  # noqa: PLW2901
+            rows = rows.with_columns(pl.col(f"logit_{threshold}").alias("logit"))
+            rows = rows.with_columns(
                 layers[exposure, threshold, int(fold)].probability().alias(f"{exposure}_{threshold}")
                 for exposure in EXPOSURES
             )
@@ -98,7 +98,7 @@ def assemble(
     ):
         for exposure in EXPOSURES:
             cuts = cut_points(bundle.grid, exposure, int(fold), rule)
-            part = part.with_columns(_classified(part, exposure, cuts, names))  # noqa: PLW2901
+            part = part.with_columns(_classified(part, exposure, cuts, names))
         parts.append(part)
     missing = [pl.when(pl.col(name).is_null()).then(pl.lit(name)) for name in integrate]
     lacking = pl.concat_str(*missing, separator="+", ignore_nulls=True)

@@ -9,6 +9,7 @@ import re
 import textwrap
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,10 @@ HEADER_INCHES = 0.75
 _EAST_ASIAN = ("Noto Sans CJK KR", "Noto Sans CJK JP", "Noto Sans CJK SC", "Malgun Gothic", "Apple SD Gothic Neo")
 
 
-def style() -> dict[str, Any]:
-    """Matplotlib settings under which figures must be made and saved."""
+def style() -> AbstractContextManager[None]:
+    """The settings of matplotlib under which figures must be made and saved."""
     installed = set(font_manager.get_font_names())
-    return {
+    settings: Any = {
         "font.family": ["DejaVu Sans", *(name for name in _EAST_ASIAN if name in installed)],
         "font.size": 9,
         "text.parse_math": False,
@@ -64,6 +65,7 @@ def style() -> dict[str, Any]:
         "svg.fonttype": "path",
         "pdf.fonttype": 42,
     }
+    return mpl.rc_context(settings)
 
 
 def panels(
@@ -153,7 +155,7 @@ def svg(figure: Figure) -> str:
 def _rendered(figure: Figure, name: str) -> bytes:
     undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     buffer = io.BytesIO()
-    with mpl.rc_context(style()), warnings.catch_warnings():
+    with style(), warnings.catch_warnings():
         # A name in a script that no installed font has is drawn as boxes; the table beside the figure has it in full.
         warnings.filterwarnings("ignore", "Glyph .* missing")
         figure.savefig(buffer, format=name, metadata=undated.get(name))

@@ -6,7 +6,6 @@ Knows no patient: what a figure shows stands in the CSV that it is named after.
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-import matplotlib as mpl
 import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
@@ -35,7 +34,7 @@ def draw(tables: Mapping[str, pl.DataFrame], stamps: Sequence[str]) -> dict[str,
     Returns:
         Figures by name: `<table>` or `<table>-<exposure>`.
     """
-    with mpl.rc_context(canvas.style()):
+    with canvas.style():
         figures = dict(_figures(tables))
         for figure in figures.values():
             canvas.stamp(figure, stamps)
@@ -72,7 +71,9 @@ def attrition(table: pl.DataFrame) -> Figure | None:
     boxes += [(_STEPS[rows["step"][0]], int(rows["n_after"][-1])) for rows in steps]
     notes = [[_exclusion(*row) for row in rows.select("reason", "n_excluded").iter_rows()] for rows in steps]
     heights = [0.42 + 0.172 * sum(text.count("\n") + 1 for text in note) for note in notes]
-    figure, (axis,) = canvas.panels([""], (7.4, sum(heights) + 0.75 * len(boxes)), "Flow of patients", left=0, below=0.1)
+    figure, (axis,) = canvas.panels(
+        [""], (7.4, sum(heights) + 0.75 * len(boxes)), "Flow of patients", left=0, below=0.1
+    )
     axis.set(xlim=(0, 7.4), ylim=(0, sum(heights) + 0.75 * len(boxes)))
     axis.axis("off")
     y = sum(heights) + 0.75 * len(boxes) - 0.35
@@ -135,7 +136,14 @@ def calibration(table: pl.DataFrame) -> Figure | None:
     parts = canvas.groups(table)
     titles = [name if number == 0 else "" for name, _ in parts for number in range(len(_STATISTICS))]
     figure, axes = canvas.panels(
-        titles, (1.95, 1.9), "Calibration (dashed: ideal value)", columns=4, margin=0.75, left=0.25, right=0.35, title_width=9
+        titles,
+        (1.95, 1.9),
+        "Calibration (dashed: ideal value)",
+        columns=4,
+        margin=0.75,
+        left=0.25,
+        right=0.35,
+        title_width=9,
     )
     rows = _slots(table, ("threshold", "exposure"), wording.threshold)
     for number, axis in enumerate(axes):
@@ -173,7 +181,7 @@ def decision_curve(table: pl.DataFrame) -> Figure | None:
         axis.axhline(0, color=MUTED, lw=0.8)
         top = part.select(pl.max_horizontal("net_benefit", "treat_all").max()).item() or 0.1
         axis.set(ylim=(-0.12 * top, 1.08 * top), xlabel=f"Threshold probability, {wording.threshold(value)}")
-        axis.set_xlim(0, table["probability"].max())
+        axis.set_xlim(0, float(table.select(pl.col("probability").max()).item()))
         if number % len(thresholds) == 0:
             axis.set_ylabel("Net benefit")
     _exposure_key(figure, table, {"act on all": (0, (4, 3)), "act on nobody": "-"})
@@ -228,7 +236,9 @@ def discordance(table: pl.DataFrame) -> Figure:
     rate = pl.when(pl.col("events") >= 5).then("rate_per_1000_py")
     table = table.with_columns(
         (rate / rate.max()).alias("shade"),
-        pl.format("{}\n{} / {}", _number("rate_per_1000_py", 1, ""), _thousands("events"), _thousands("n")).alias("text"),
+        pl.format("{}\n{} / {}", _number("rate_per_1000_py", 1, ""), _thousands("events"), _thousands("n")).alias(
+            "text"
+        ),
     )
     return _matrix(table, "events per 1,000 person-years (events / patients); shaded from 5 events")
 
@@ -300,7 +310,9 @@ def _intervals(
         axis.plot(row[estimate], y, EXPOSURE_MARKERS[exposure], color=colour, ms=5, mec="white", mew=0.6)
         if text:
             side = max(row[estimate], row["upper"] or 0.0)
-            axis.annotate(text.format(row[estimate]), (side, y), (4, 0), textcoords="offset points", va="center", fontsize=7)
+            axis.annotate(
+                text.format(row[estimate]), (side, y), (4, 0), textcoords="offset points", va="center", fontsize=7
+            )
     axis.set_yticks(range(len(labels)), labels)
     axis.set_ylim(len(labels) - 0.5, -0.5)
     axis.tick_params(axis="y", length=0)
@@ -321,5 +333,7 @@ def _exposure_key(figure: Figure, table: pl.DataFrame, others: Mapping[str, obje
     for label, dashes in (others or {}).items():
         handles.append(Line2D([], [], color=MUTED, lw=1, ls=dashes, label=label))
     width, height = figure.get_size_inches()
-    figure.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.04 / width, 1 - 0.55 / height), ncols=len(handles),
-                  fontsize=8.5, handlelength=1.6, columnspacing=1.6, borderpad=0.3)  # fmt: skip
+    place = (0.04 / width, 1 - 0.55 / height)
+    figure.legend(
+        handles=handles, loc="upper left", bbox_to_anchor=place, ncols=len(handles), fontsize=8.5, borderpad=0.3
+    )

@@ -40,7 +40,7 @@ _CAPTIONS = {
     "decision_curve": "Net benefit over the threshold probability, by CACS threshold.",
     "crosstab": "Patients by true and predicted category; shaded by the share of each true category.",
     "discordance": "Events per 1,000 person-years by true and predicted category, with events / patients.",
-    "kaplan_meier": "Cumulative events (1 − Kaplan-Meier) with log-log bands; at risk, events and censored below.",
+    "kaplan_meier": "Cumulative events (1 - Kaplan-Meier) with log-log bands; at risk, events and censored below.",
     "cox": "Hazard ratios against CAC 0 with intervals; open markers crude, filled markers adjusted.",
     "audit_positivity": "Share of scored patients called positive, with Wilson intervals, by stratum.",
 }
@@ -118,7 +118,7 @@ def render(content: Page) -> str:
         archive_tables=[_counts(name, counts) for name, counts in content.archive.items() if counts],
         archive_sums=list(_sums(content.archive)),
         trained_on_simulated=bool(content.model.get("trained_on_simulated_data")),
-        model_facts=[(wording.sentence(key), plain(value)) for key, value in content.model.items()],
+        model_facts=[(wording.sentence(key), _fact(key, value)) for key, value in content.model.items()],
         landmark=f", plus {landmark} days (landmark)" if landmark else "",
         choice_table=_choices(content.choices),
         interval_note=f"Intervals are at the {100 * float(level):g} % level." if level else "",
@@ -136,7 +136,12 @@ def _template() -> jinja2.Template:
 
 
 def _has(content: Page, section: str) -> bool:
-    own = {"archive": content.archive, "model": content.model, "choices": content.choices, "provenance": content.manifest}
+    own = {
+        "archive": content.archive,
+        "model": content.model,
+        "choices": content.choices,
+        "provenance": content.manifest,
+    }
     if section in own:
         return bool(own[section])
     needed = _SECTIONS[section][1]
@@ -159,6 +164,8 @@ def _one(name: str, frame: pl.DataFrame) -> Printed:
     shown = frame
     if name == "discrimination":
         shown = frame.filter(pl.col("fold").fill_null("").is_in(["", "mean"]))
+    if name == "logrank":
+        shown = frame.filter(pl.col("test") != "pairwise")
     if name in _LINKED or len(shown) > tables.LONGEST_ROWS:
         return tables.linked(name, frame)
     return replace(tables.printed(name, shown), n_rows=len(frame))
@@ -219,7 +226,9 @@ def _choices(choices: Sequence[Choice]) -> Printed:
 
 
 def _nested(value: Any) -> bool:
-    return isinstance(value, Mapping) or (isinstance(value, list | tuple) and any(isinstance(v, Mapping) for v in value))
+    return isinstance(value, Mapping) or (
+        isinstance(value, list | tuple) and any(isinstance(v, Mapping) for v in value)
+    )
 
 
 def _records(name: str, value: Any) -> Printed:
@@ -238,10 +247,16 @@ def _records(name: str, value: Any) -> Printed:
     return Printed(name, wording.sentence(name), "", headers, (("", tuple(rows)),), len(rows))
 
 
+def _fact(key: str, value: Any) -> str:
+    if key.startswith("n_") and isinstance(value, int):
+        return f"{value:,}"
+    return plain([wording.ORIGINS.get(item, item) for item in value] if key == "score_origins" else value)
+
+
 def plain(value: Any) -> str:
-    """A setting or a fact in one line: yes and no, lists with commas, nothing as `–`."""
+    """A setting or a fact in one line: yes and no, lists with commas, and a dash for nothing."""
     if value is None or value == "" or value == [] or value == {}:
-        return "–"
+        return wording.ABSENT
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):

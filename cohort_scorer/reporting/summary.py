@@ -22,20 +22,24 @@ def sentences(tables: Mapping[str, pl.DataFrame], outcome: str) -> tuple[str, ..
     told = []
     steps = {}
     if "attrition" in tables:
-        steps = {str(key[0]): rows.sort("order") for key, rows in tables["attrition"].partition_by("step", as_dict=True).items()}
+        steps = {
+            str(key[0]): rows.sort("order")
+            for key, rows in tables["attrition"].partition_by("step", as_dict=True).items()
+        }
     if "cohort" in steps:
         before, after = steps["cohort"]["n_before"][0], steps["cohort"]["n_after"][-1]
         told.append(
-            f"Of {before:,} patients considered, {after:,} form the cohort; categories of their coronary artery calcium "
-            "score (CACS) were predicted from one chest radiograph each."
+            f"Of {before:,} patients considered, {after:,} form the cohort; categories of their coronary artery "
+            "calcium score (CACS) were predicted from one chest radiograph each."
         )
     rates = _pooled(tables.get("event_rates"))
     if rates is not None:
         rates = rates.filter(pl.col("exposure") == rates["exposure"][0])
         n, events, years = (rates[column].sum() for column in ("n", "events", "person_years"))
         told.append(
-            f"In {n:,} patients with a true and a predicted category, of whom {events:,} had {outcome} during {years:,.0f} "
-            "person-years, the prognosis by predicted category is compared with the prognosis by true category."
+            f"In {n:,} patients with a true and a predicted category, of whom {events:,} had {outcome} during "
+            f"{years:,.0f} person-years, the prognosis by predicted category is compared with the prognosis by true "
+            "category."
         )
     elif "discrimination" in tables:
         told.append("The predicted probabilities and categories are compared with the true CACS of the same patients.")
@@ -50,7 +54,12 @@ def _pooled(table: pl.DataFrame | None) -> pl.DataFrame | None:
 def key_results(tables: Mapping[str, pl.DataFrame]) -> Printed | None:
     """Discrimination, hazard ratios and positivity with n and interval, a column per site and origin."""
     columns: dict[str, dict[tuple[str, str], str]] = {}
-    for table, reader in (("discrimination", _discrimination), ("event_rates", _events), ("cox", _cox), ("audit_positivity", _audit)):
+    for table, reader in (
+        ("discrimination", _discrimination),
+        ("event_rates", _events),
+        ("cox", _cox),
+        ("audit_positivity", _audit),
+    ):
         if table in tables and not tables[table].is_empty():
             for heading, rows in canvas.groups(tables[table]):
                 columns.setdefault(heading, {}).update(reader(rows))
@@ -58,20 +67,29 @@ def key_results(tables: Mapping[str, pl.DataFrame]) -> Printed | None:
     if not labels:
         return None
     bodies = tuple(
-        (theme, tuple((text, *(found.get((theme, text), "–") for found in columns.values())) for own, text in labels if own == theme))
+        (
+            theme,
+            tuple(
+                (text, *(found.get((theme, text), wording.ABSENT) for found in columns.values()))
+                for own, text in labels
+                if own == theme
+            ),
+        )
         for theme in dict.fromkeys(theme for theme, _ in labels)
     )
     headers = (("Result", "", False), *((heading, "", True) for heading in columns))
-    return Printed("", "Key results, with intervals", "", headers, bodies, len(labels))
+    return Printed("", "By site and score origin", "", headers, bodies, len(labels))
 
 
 def _discrimination(rows: pl.DataFrame) -> dict[tuple[str, str], str]:
     theme = "Discrimination: area under the ROC curve"
-    whole = rows.filter(pl.col("fold").fill_null("") == "", pl.col("exposure").is_in(_PREDICTED)).sort("threshold", maintain_order=True)
-    found = {(theme, "Patients"): f"{whole['n'].max():,}"} if len(whole) else {}
+    whole = rows.filter(pl.col("fold").fill_null("") == "", pl.col("exposure").is_in(_PREDICTED)).sort(
+        "threshold", maintain_order=True
+    )
+    found = {(theme, "Patients"): f"{max(whole['n']):,}"} if len(whole) else {}
     for row in whole.iter_rows(named=True):
         label = f"{wording.threshold(row['threshold'])}, {wording.words(row['exposure'])}"
-        found[theme, label] = estimate(row["auc"], row["lower"], row["upper"], 2)
+        found[theme, label] = estimate(row["auc"], row["lower"], row["upper"], decimals=2)
     return found
 
 

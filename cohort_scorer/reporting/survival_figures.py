@@ -1,9 +1,10 @@
-"""Kaplan-Meier figures with the counts under the axis (the KMunicate form, Morris et al., BMJ Open 2019), and the forest plot.
+"""Kaplan-Meier figures with the counts under the axis (KMunicate: Morris et al., BMJ Open 2019), and the forest plot.
 
 Kaplan-Meier is drawn as 1 - survival, on one scale for all panels of a figure; competing events are censored in it.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -105,15 +106,17 @@ def _label_ends(axis: Axes, ends: Sequence[tuple[str, float]], scale: float) -> 
     for name, end in sorted(ends, key=lambda item: item[1]):
         below = max(end, below + gap)
         place = axis.get_yaxis_transform()
-        axis.text(1.02, below, name, color=CATEGORY_COLOURS[name], fontsize=8, va="center", weight="bold", transform=place)
+        axis.text(
+            1.02, below, name, color=CATEGORY_COLOURS[name], fontsize=8, va="center", weight="bold", transform=place
+        )
 
 
-def _counts(axis: Axes, counts: pl.DataFrame, categories: Sequence[str], times: Sequence[float], labelled: bool) -> None:
+def _counts(
+    axis: Axes, counts: pl.DataFrame, categories: Sequence[str], times: Sequence[float], labelled: bool
+) -> None:
     """At risk, events and censored under the axis, aligned with its ticks."""
     found = {(row["category"], row["time_years"]): row for row in counts.iter_rows(named=True)}
-    figure = axis.get_figure()
-    assert figure is not None
-    inch = 1 / (axis.get_position().height * figure.get_size_inches()[1])
+    inch = axis.figure.dpi / axis.get_window_extent().height
     y = -0.62 * inch
     place = axis.get_xaxis_transform()
     for column, heading in _COUNTS.items():
@@ -133,7 +136,7 @@ def _counts(axis: Axes, counts: pl.DataFrame, categories: Sequence[str], times: 
 
 
 def cox(table: pl.DataFrame) -> Figure | None:
-    """Hazard ratios against CAC 0 on a log axis, crude and adjusted, true beside predicted; a panel per site and origin."""
+    """Hazard ratios against CAC 0, crude and adjusted, true beside predicted; one panel per site and score origin."""
     whole = pl.all_horizontal(pl.col("subgroup", "period").fill_null("") == "")
     chosen = ["crude:" + name for name in wording.EXPOSURES] + ["covariates+" + name for name in wording.EXPOSURES]
     table = table.filter(
@@ -144,8 +147,9 @@ def cox(table: pl.DataFrame) -> Figure | None:
     limits = _ratio_limits(table)
     parts = canvas.groups(table)
     order = [(level, name) for level in CATEGORIES[1:] for name in wording.EXPOSURES if name in table["exposure"]]
+    title = "Hazard ratios against CAC 0, with intervals (open: crude; filled: adjusted)"
     figure, axes = canvas.panels(
-        [name for name, _ in parts], (3.4, 0.28 * len(order)), "Hazard ratios against CAC 0, with intervals (open: crude; filled: adjusted)",
+        [name for name, _ in parts], (3.4, 0.28 * len(order)), title,
         columns=1, above=0.4, title_width=8, margin=2.95, left=0, right=2.75, below=0.62,
     )  # fmt: skip
     for axis, (_, part) in zip(axes, parts, strict=True):
@@ -191,14 +195,14 @@ def _forest(axis: Axes, part: pl.DataFrame, order: Sequence[tuple[str, str]]) ->
                 _ratio_marker(axis, row, y + lift, filled)
 
 
-def _ratio(row: dict[str, object]) -> str:
+def _ratio(row: dict[str, Any]) -> str:
     if row["method"] == "not_fitted" or row["hr"] is None:
         return "not fitted"
     interval = "" if row["lower"] is None else " ({lower:.2f} to {upper:.2f})".format(**row)
     return f"{row['hr']:.2f}{interval}"
 
 
-def _ratio_marker(axis: Axes, row: dict[str, object], y: float, filled: bool) -> None:
+def _ratio_marker(axis: Axes, row: dict[str, Any], y: float, filled: bool) -> None:
     """Open marker: crude; filled: adjusted. A row that was not fitted has none."""
     if row["hr"] is None:
         return

@@ -12,7 +12,7 @@ import polars as pl
 from cohort_scorer import schemas
 from cohort_scorer.reporting import wording
 
-FOLDED_ROWS = 30
+FOLDED_ROWS = 40
 LONGEST_ROWS = 400
 """Above FOLDED_ROWS a page folds a table away; above LONGEST_ROWS it only links the CSV."""
 
@@ -56,17 +56,17 @@ class Printed:
 
 def number(value: float | None, decimals: int = 3) -> str:
     """A rounded number with a true minus sign; an absent one is a dash."""
-    return "–" if value is None else f"{value:,.{decimals}f}".replace("-", "−")
+    return wording.ABSENT if value is None else f"{value:,.{decimals}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def p_value(p: float | None) -> str:
     """A p value as journals print it."""
     if p is None:
-        return "–"
+        return wording.ABSENT
     return "<0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
-def estimate(value: float | None, lower: float | None, upper: float | None, decimals: int = 3) -> str:
+def estimate(value: float | None, lower: float | None, upper: float | None, *, decimals: int = 3) -> str:
     """`2.31 (1.70 to 3.14)`; without limits the value alone."""
     if value is None or lower is None or upper is None:
         return number(value, decimals)
@@ -112,7 +112,11 @@ def crosstab(frame: pl.DataFrame) -> Printed:
                 counts = [found.get((true, predicted), 0) for predicted in categories]
                 lines.append((true, *(f"{count:,}" for count in (*counts, sum(counts)))))
             bodies.append((f"{heading}: {wording.words(exposure)}", tuple(lines)))
-    labels = [("True category", "", False), *((f"Predicted {name}", "", True) for name in categories), ("Total", "", True)]
+    labels = [
+        ("True category", "", False),
+        *((f"Predicted {name}", "", True) for name in categories),
+        ("Total", "", True),
+    ]
     return Printed("crosstab", schema["title"], schema["description"], tuple(labels), tuple(bodies), len(frame))
 
 
@@ -125,7 +129,7 @@ def baseline(frame: pl.DataFrame) -> Printed:
         first = rows.row(0, named=True)
         values = {row["statistic"]: row for row in rows.iter_rows(named=True)}
         label = wording.sentence(first["variable"]) + (f": {first['level']}" if first["level"] else "")
-        missing = "–" if first["missing"] is None else f"{first['missing']:,}"
+        missing = wording.ABSENT if first["missing"] is None else f"{first['missing']:,}"
         for pattern, needed in _PATTERNS.items():
             if all(name in values for name in needed):
                 cells = [_characteristic(values, name, needed) for name in groups]
@@ -133,7 +137,10 @@ def baseline(frame: pl.DataFrame) -> Printed:
                 break
     labels = [(wording.sentence(name), "", True) for name in groups]
     headers = (("Characteristic", "", False), *labels, ("Missing", "", True), ("Standardised difference", "", True))
-    return Printed("baseline", schema["title"], schema["description"], headers, (("", tuple(lines)),), len(frame))
+    note = (
+        "Percentages are of patients without a missing value; differences are the largest between two true categories."
+    )
+    return Printed("baseline", schema["title"], note, headers, (("", tuple(lines)),), len(frame))
 
 
 _PATTERNS = {
@@ -161,11 +168,17 @@ def cox(frame: pl.DataFrame) -> Printed:
         lines = []
         for level in schemas.vocabulary("kaplan_meier", "category"):
             cells = [_hazard(found, level, name) for name in exposures]
-            if any(cell != ("–",) * 3 for cell in cells):
+            if any(cell != (wording.ABSENT,) * 3 for cell in cells):
                 lines.append((level, *(text for cell in cells for text in cell)))
         bodies.append((heading, tuple(lines)))
-    labels = [(f"{wording.words(name)}: {kind}", "", True) for name in exposures for kind in ("events / n", "crude", "adjusted")]
-    note = "Hazard ratios against CAC 0, from one analysis set. Adjusted: for the covariates in [comparison] adjust_for."
+    labels = [
+        (f"{wording.words(name)}: {kind}", "", True)
+        for name in exposures
+        for kind in ("events / n", "crude", "adjusted")
+    ]
+    note = (
+        "Hazard ratios against CAC 0, from one analysis set. Adjusted: for the covariates in [comparison] adjust_for."
+    )
     caption = "Cox regression: predicted beside true category"
     return Printed("cox", caption, note, (("Category", "", False), *labels), tuple(bodies), len(frame))
 
@@ -174,17 +187,21 @@ def _hazard(found: dict[tuple[str, str], dict[str, Any]], level: str, exposure: 
     crude, adjusted = (found.get((level, model)) for model in (f"crude:{exposure}", f"covariates+{exposure}"))
     known = adjusted or crude
     if known is None:
-        return ("–", "–", "–")
+        return (wording.ABSENT,) * 3
     return (f"{known['n_events']:,} / {known['n']:,}", hazard_ratio(crude), hazard_ratio(adjusted))
 
 
 def hazard_ratio(row: dict[str, Any] | None) -> str:
     """A row of cox.csv: the ratio with its interval, `1 (reference)`, or `not fitted`."""
     if row is None:
-        return "–"
+        return wording.ABSENT
     if row["hr"] is None:
-        return "not fitted" if row["method"] == "not_fitted" else "–"
-    return "1 (reference)" if row["lower"] is None and row["hr"] == 1 else estimate(row["hr"], row["lower"], row["upper"], 2)
+        return "not fitted" if row["method"] == "not_fitted" else wording.ABSENT
+    return (
+        "1 (reference)"
+        if row["lower"] is None and row["hr"] == 1
+        else estimate(row["hr"], row["lower"], row["upper"], decimals=2)
+    )
 
 
 def _bodies(frame: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
@@ -194,7 +211,10 @@ def _bodies(frame: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
         return [("", frame)]
     parts = frame.partition_by(known, as_dict=True, maintain_order=True)
     ordered = sorted(parts.items(), key=lambda part: set(part[0]) == {"all"})
-    return [(wording.group(*(dict(zip(known, key, strict=True)).get(name) for name in _GROUP)), rows) for key, rows in ordered]
+    return [
+        (wording.group(*(dict(zip(known, key, strict=True)).get(name) for name in _GROUP)), rows)
+        for key, rows in ordered
+    ]
 
 
 def _split(frame: pl.DataFrame, column: str) -> Iterable[tuple[str, pl.DataFrame]]:
@@ -212,7 +232,11 @@ def _limits(columns: Sequence[str], column: str) -> tuple[str, str]:
 
 def _header(column: str, field: dict[str, Any], numeric: bool) -> tuple[str, str, bool]:
     label = field.get("title", wording.sentence(column))
-    return (f"{label}, %" if column in _PERCENT else label, field.get("description", ""), numeric and column != "threshold")
+    return (
+        f"{label}, %" if column in _PERCENT else label,
+        field.get("description", ""),
+        numeric and column != "threshold",
+    )
 
 
 def _cell(row: dict[str, Any], column: str, lower: str, upper: str) -> str:
@@ -225,7 +249,8 @@ def _cell(row: dict[str, Any], column: str, lower: str, upper: str) -> str:
         return estimate(*scaled, decimals=1 if column in _PERCENT else _DECIMALS.get(column, 3))
     if isinstance(value, int):
         return f"{value:,}"
-    return ("–" if value is None else str(value)) if column in _FREE_TEXT else wording.sentence(value) or "–"
+    text = ("" if value is None else str(value)) if column in _FREE_TEXT else wording.sentence(value)
+    return text or wording.ABSENT
 
 
 _SPECIAL: dict[str, Callable[[Any], str]] = {

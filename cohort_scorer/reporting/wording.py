@@ -2,6 +2,9 @@
 
 from typing import Any
 
+ABSENT = "–"  # noqa: RUF001
+"""What a cell without a value shows."""
+
 EXPOSURES = {"true": "True CACS", "cxr": "CXR", "integrated": "CXR + clinical", "clinical": "Clinical only"}
 ORIGINS = {"oof": "out-of-fold", "external": "external", "in_sample": "in-sample", "unknown": "origin unknown"}
 _OTHERS = {
@@ -15,7 +18,7 @@ _OTHERS = {
     "kappa_quadratic": "Kappa, quadratic weights",
     "efron": "Efron",
     "firth": "Firth",
-    "not_fitted": "not fitted: fewer than 5 events in a category",
+    "not_fitted": "not fitted, too few events",
     "age_years": "Age, years",
     "age_at_t0_years": "Age at t0, years",
     "bmi": "BMI, kg/m²",
@@ -25,13 +28,33 @@ _OTHERS = {
     "crude": "Crude",
 }
 
-_ABBREVIATIONS = {part: part.upper() for part in ("cacs", "cxr", "ct", "pci", "cabg", "bmi", "auc", "voi", "lut")}
+_ABBREVIATIONS = {
+    part: part.upper()
+    for part in (
+        "cacs",
+        "cxr",
+        "ct",
+        "pci",
+        "cabg",
+        "bmi",
+        "auc",
+        "voi",
+        "lut",
+        "dicom",
+        "jpeg",
+        "png",
+        "roc",
+        "ppv",
+        "npv",
+    )
+}
 
 
 def words(code: Any) -> str:
     """A code as a reader would write it; free text, for example a site's name, stays as it is."""
     text = "" if code is None else str(code)
     known = EXPOSURES | ORIGINS | _OTHERS
+    text = f"number_of_{text[2:]}" if text.startswith("n_") else text
     return known.get(text) or " ".join(_ABBREVIATIONS.get(part, part) for part in text.split("_"))
 
 

@@ -87,12 +87,12 @@ def draw_anatomy(
     Returns:
         The anatomy.
     """
-    ageing = 0.45 * (age_years - 59) / 10 + 0.90 * vascular
+    ageing = 0.25 * (age_years - 59) / 10 + 0.90 * vascular
     own = rng.standard_normal(4)
     return Anatomy(
         male=male,
         body=float(body),
-        heart_width=float(np.clip(0.47 + 0.035 * ageing + 0.015 * body + 0.02 * own[0], 0.33, 0.66)),
+        heart_width=float(np.clip(0.47 + 0.035 * ageing + 0.015 * body + 0.015 * own[0], 0.33, 0.66)),
         knob_radius=float(np.clip(0.105 + 0.022 * ageing + 0.010 * own[1], 0.055, 0.19)),
         arc=float(np.clip(0.10 + 0.16 * ageing + 0.10 * own[2], 0.0, 0.6)),
         unfolding=float(np.clip(0.06 + 0.03 * ageing + 0.02 * own[3], 0.0, 0.2)),

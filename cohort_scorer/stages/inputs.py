@@ -5,6 +5,7 @@ from datetime import date
 import polars as pl
 
 from cohort_scorer import schemas, storage
+from cohort_scorer.cohort import identifiers
 from cohort_scorer.errors import BundleError, EmptyCohortError, InputTableError, StudyFileError
 from cohort_scorer.provenance import Step
 from cohort_scorer.study import Study
@@ -142,6 +143,15 @@ def scores(study: Study, step: Step) -> pl.DataFrame:
     return pl.read_parquet(path)
 
 
+def unreadable(study: Study) -> pl.DataFrame:
+    """image_id of the eligible films that scoring refused."""
+    parts = sorted((study.patient_level / "refusals").glob("score-*.parquet"))
+    if study.tables.scores or not parts:
+        return pl.DataFrame(schema={"image_id": pl.String})
+    refused = pl.concat([pl.read_parquet(part) for part in parts])
+    return index(study).join(refused, on=["root", "uri"], how="semi").select("image_id")
+
+
 def cohort(study: Study, step: Step) -> pl.DataFrame:
     """patient_level/cohort.parquet.
 
@@ -159,6 +169,16 @@ def cohort(study: Study, step: Step) -> pl.DataFrame:
     return pl.read_parquet(path)
 
 
+def lost_zeros(name: str, known: str, rate: identifiers.Match) -> InputTableError:
+    """The fault of a table whose identifiers match better once leading zeros are stripped."""
+    return InputTableError(
+        f"{name}: {rate.n - rate.n_matched:,} of {rate.n:,} patient ids do not occur in {known}; "
+        f"{rate.n_matched_without_zeros - rate.n_matched:,} of them would without leading zeros.",
+        "Expected the same text in every table, zeros kept; found ids that a spreadsheet may have made numbers.",
+        "Export the table again with patient_id as text.",
+    )
+
+
 def refuse_unfit_origins(study: Study, people: pl.DataFrame) -> None:
     """Stop where a score was made by a network that may have seen the patient.
 
@@ -174,5 +194,5 @@ def refuse_unfit_origins(study: Study, people: pl.DataFrame) -> None:
     raise BundleError(
         f"{len(unfit):,} of {len(people):,} patients have scores that may be in-sample ({counts}).",
         "Expected score_origin oof or external: performance on training patients is not performance.",
-        "Restore patient_level/training.key, or set [model] trained_elsewhere = true if no training patient can be here.",
+        "Restore patient_level/training.key; or [model] trained_elsewhere = true, if no training patient can be here.",
     )

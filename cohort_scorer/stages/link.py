@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 
 from cohort_scorer import schemas, storage
-from cohort_scorer.cohort import baseline, pairing
+from cohort_scorer.cohort import baseline, identifiers, pairing
 from cohort_scorer.errors import EmptyCohortError, InputTableError, StudyFileError
 from cohort_scorer.provenance import Step
 from cohort_scorer.reporting.release import publish
@@ -24,6 +24,10 @@ def link(study: Study, machine: Machine, console: Console) -> Path:
     clinical = inputs.table(study, step, "clinical")
     events = inputs.table(study, step, "events") if section.exclude_between else None
     _check_names(study, clinical, events)
+    for name, table in (("cacs", cacs), ("clinical", clinical)):
+        rate = identifiers.match(films["patient_id"] if table is None else table["patient_id"], films["patient_id"])
+        if rate.lost_zeros:
+            raise inputs.lost_zeros(name, "the archive", rate)
     rules = pairing.Rules(
         section.maximum_days_between,
         section.pairing,

@@ -80,7 +80,7 @@ def _training_patients(study: Study, cohort: pl.DataFrame) -> pl.DataFrame:
     smallest = min(min(count, len(people) - count) for count in counts)
     if smallest < 2 * section.folds:
         raise EmptyCohortError(
-            f"Too few patients to train: {len(people):,} in the training sites, {smallest:,} on one side of a threshold.",
+            f"Too few patients to train: {len(people):,} in all, {smallest:,} on one side of a CACS threshold.",
             f"Expected at least {2 * section.folds} on each side of every threshold: 2 for each of the folds.",
             "Add patients, name more [train] sites, or use fewer [train] folds.",
         )

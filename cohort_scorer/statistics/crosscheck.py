@@ -12,6 +12,7 @@ from cohort_scorer.statistics.inputs import strata_codes, survival
 # Its default (1e-7) stops within 1e-6 of the maximum, too early to tell a fault from a rounding.
 _STOPPING_RULE = {"precision": 1e-12, "r_precision": 1e-13}
 
+
 def difference_from_lifelines(
     fitted: CoxFit,
     time: npt.ArrayLike,

@@ -163,7 +163,8 @@ def _cox(
     fitted = None
     few = any(term.exposure and term.n and term.n_events < MINIMUM_EVENTS for term in terms)
     columns = [term for term in terms if term.values is not None]
-    matrix = np.column_stack([term.values for term in columns]) if columns else np.empty((len(group), 0))
+    values = [term.values for term in terms if term.values is not None]
+    matrix = np.column_stack(values) if values else np.empty((len(group), 0))
     if few:
         result.few_events.append(label)
     elif event.any():

@@ -36,42 +36,48 @@ def reported_tables(
 
 
 def _people(n: int, sites: tuple[str, ...], hazards: tuple[float, ...], rng: np.random.Generator) -> pl.DataFrame:
-    true = rng.choice(4, n, p=(0.46, 0.30, 0.14, 0.10))
-    age = rng.normal(56 + 4 * true, 9)
-    latent = {"cxr": rng.normal(true, 1.5), "integrated": rng.normal(true, 1.2)}
-    cuts = np.quantile(true + rng.random(n), np.cumsum((0.46, 0.30, 0.14)))
-    predicted = {
-        name: np.searchsorted(np.quantile(value, np.cumsum((0.46, 0.30, 0.14))), value)
-        for name, value in latent.items()
-    }
-    assert len(cuts) == 3
+    shares = (0.46, 0.30, 0.14, 0.10)
+    true = rng.choice(4, n, p=shares)
+    predicted = {}
+    for name, noise in (("cxr", 1.5), ("integrated", 1.2)):
+        latent = rng.normal(true, noise)
+        predicted[name] = np.searchsorted(np.quantile(latent, np.cumsum(shares[:3])), latent)
     with np.errstate(divide="ignore"):
         event = rng.exponential(1 / np.asarray(hazards)[true])
-    competing, censored = rng.exponential(1 / 0.01, n), rng.uniform(1.5, 7, n)
-    time = np.minimum(np.minimum(event, competing), censored)
+    other = np.minimum(rng.exponential(1 / 0.01, n), rng.uniform(1.5, 7, n))
     return pl.DataFrame(
         {
             "site": rng.choice(np.array(sites), n),
             "true": true,
             **predicted,
-            "age": age,
+            "age": rng.normal(56 + 4 * true, 9),
             "female": rng.random(n) < 0.45 - 0.05 * true,
             "bmi": rng.normal(25, 3.5, n),
-            "days": np.ceil(time * YEAR),
-            "event": (event <= np.minimum(competing, censored)).astype(int),
+            "days": np.ceil(np.minimum(event, other) * YEAR),
+            "event": (event <= other).astype(int),
         }
     )
 
 
 def _attrition(n: int) -> pl.DataFrame:
     cohort = [
-        ("no_linkable_id", 12), ("no_radiograph", n // 40), ("no_frontal_view", n // 60), ("no_cacs", n // 20),
-        ("no_cacs_in_window", n // 25), ("age_missing_or_under_minimum", 0), ("prior_pci", n // 90),
-    ]  # fmt: skip
+        ("no_linkable_id", 12),
+        ("no_radiograph", n // 40),
+        ("no_frontal_view", n // 60),
+        ("no_cacs", n // 20),
+        ("no_cacs_in_window", n // 25),
+        ("age_missing_or_under_minimum", 0),
+        ("prior_pci", n // 90),
+    ]
     analysis = [
-        ("unreadable", 3), ("no_score", 0), ("score_origin_refused", 0), ("no_follow_up", n // 80),
-        ("event_between_scan_and_t0", 4), ("prior_event", 9), ("missing_covariates", n // 50),
-    ]  # fmt: skip
+        ("unreadable", 3),
+        ("no_score", 0),
+        ("score_origin_refused", 0),
+        ("no_follow_up", n // 80),
+        ("event_between_scan_and_t0", 4),
+        ("prior_event", 9),
+        ("missing_covariates", n // 50),
+    ]
     left = n + sum(count for _, count in cohort + analysis)
     rows = []
     for step, reasons in (("cohort", cohort), ("analysis", analysis)):
@@ -86,8 +92,15 @@ def _baseline(people: pl.DataFrame) -> pl.DataFrame:
         cells = {
             name: people.filter(pl.col("true") == code).select(value).item() for code, name in enumerate(CATEGORIES)
         }
-        return {"variable": variable, "level": level, "statistic": statistic, **cells,
-                "overall": people.select(value).item(), "missing": missing, "standardised_difference": difference}  # fmt: skip
+        return {
+            "variable": variable,
+            "level": level,
+            "statistic": statistic,
+            **cells,
+            "overall": people.select(value).item(),
+            "missing": missing,
+            "standardised_difference": difference,
+        }
 
     rows = [row("patients", None, "n", pl.len().cast(pl.Float64), 0, None)]
     for variable, column, missing in (("age_years", "age", 0), ("bmi", "bmi", 7)):
@@ -101,11 +114,26 @@ def _baseline(people: pl.DataFrame) -> pl.DataFrame:
 
 def _coverage(people: pl.DataFrame) -> pl.DataFrame:
     rows = []
-    for stratum, level, n in (("overall", None, len(people)), ("sex", "F", len(people) // 2), ("age_band", "60-69", 99)):
+    for stratum, level, n in (
+        ("overall", None, len(people)),
+        ("sex", "F", len(people) // 2),
+        ("age_band", "60-69", 99),
+    ):
         scored = int(n * 0.93)
         lower, upper = _wilson(scored, n)
-        rows.append({"stratum": stratum, "level": level, "n_eligible": n, "n_with_cxr": int(n * 0.97),
-                     "n_readable": scored, "n_scored": scored, "coverage": scored / n, "lower": lower, "upper": upper})  # fmt: skip
+        rows.append(
+            {
+                "stratum": stratum,
+                "level": level,
+                "n_eligible": n,
+                "n_with_cxr": int(n * 0.97),
+                "n_readable": scored,
+                "n_scored": scored,
+                "coverage": scored / n,
+                "lower": lower,
+                "upper": upper,
+            }
+        )
     return schemas.conform(pl.DataFrame(rows, infer_schema_length=None), "audit_coverage")
 
 
@@ -115,49 +143,46 @@ def _group(part: pl.DataFrame) -> dict[str, list[dict[str, object]]]:
 
 def _performance(part: pl.DataFrame) -> dict[str, list[dict[str, object]]]:
     n = len(part)
-    rows: dict[str, list[dict[str, object]]] = {
-        name: []
-        for name in ("discrimination", "discrimination_tests", "operating_points", "calibration", "decision_curve")
-    }
+    names = ("discrimination", "discrimination_tests", "operating_points", "calibration", "decision_curve")
+    rows: dict[str, list[dict[str, object]]] = {name: [] for name in names}
     for number, threshold in enumerate((0, 100, 400)):
         positive = int((part["true"] > number).sum())
-        spread = 1.1 / math.sqrt(max(positive, 1))
+        about = {"threshold": threshold, "n": n}
         for model, auc in zip(MODELS, (0.74, 0.78, 0.72), strict=True):
-            auc += 0.02 * number
-            about = {"exposure": model, "threshold": threshold, "n": n}
-            for fold in (None, "0", "1", "mean"):
-                whole = fold is None
-                rows["discrimination"].append(
-                    {**about, "fold": fold, "n_positive": positive, "auc": auc if whole else auc - 0.01,
-                     "lower": auc - spread / 2 if whole else None, "upper": min(1.0, auc + spread / 2) if whole else None,
-                     "brier": 0.18 - 0.04 * number}  # fmt: skip
-                )
-            intervals = {
-                f"{name}{end}": value + shift
-                for name, value in (("sensitivity", 0.70), ("specificity", 0.68), ("ppv", 0.55), ("npv", 0.80))
-                for end, shift in (("", 0.0), ("_lower", -0.05), ("_upper", 0.05))
-            }
-            rows["operating_points"].append(
-                {**about, "rule": "prevalence", "cut_point": 0.5 - 0.15 * number, **intervals,
-                 "predicted_margin": positive / n + 0.01, "true_margin": positive / n}  # fmt: skip
-            )
-            for statistic, value in (("observed_expected", 1.04), ("intercept", 0.03), ("slope", 0.93), ("ici", 0.021)):
-                interval = (
-                    {} if statistic == "ici" else {"lower": value - 0.12 - number / 10, "upper": value + 0.13 + number / 10}
-                )
-                rows["calibration"].append({**about, "statistic": statistic, "estimate": value, **interval})
-            for probability in np.linspace(0.01, 0.6, 60):
-                odds, share = probability / (1 - probability), positive / n
-                benefit = max(0.0, share * (1 - probability**0.8 * 1.1) - 0.25 * (1 - share) * odds * (1 - probability))
-                rows["decision_curve"].append(
-                    {"exposure": model, "threshold": threshold, "probability": probability,
-                     "net_benefit": benefit * (0.9 + auc / 10), "treat_all": share - (1 - share) * odds}  # fmt: skip
-                )
-        rows["discrimination_tests"].append(
-            {"threshold": threshold, "exposure_a": "integrated", "exposure_b": "clinical", "n": n, "n_positive": positive,
-             "auc_a": 0.78, "auc_b": 0.72, "auc_difference": 0.06, "lower": 0.03, "upper": 0.09, "p": 0.0004}  # fmt: skip
-        )
+            for name, found in _model(auc + 0.02 * number, positive, n, number).items():
+                rows[name] += [{**about, "exposure": model, **row} for row in found]
+        names = "exposure_a exposure_b n_positive auc_a auc_b auc_difference lower upper p"
+        test = _row(names, "integrated", "clinical", positive, 0.78, 0.72, 0.06, 0.03, 0.09, 0.0004)
+        rows["discrimination_tests"].append({**about, **test})
     return rows
+
+
+def _model(auc: float, positive: int, n: int, number: int) -> dict[str, list[dict[str, object]]]:
+    spread, share = 0.55 / math.sqrt(max(positive, 1)), positive / n
+    names = "fold n_positive auc lower upper brier"
+    folds = [_row(names, fold, positive, auc - 0.01, None, None, 0.17) for fold in ("0", "1", "mean")]
+    whole = _row(names, None, positive, auc, auc - spread, min(1.0, auc + spread), 0.17)
+    accuracy = {"rule": "prevalence", "cut_point": 0.5 - 0.15 * number, "predicted_margin": share, "true_margin": share}
+    for name, value in (("sensitivity", 0.70), ("specificity", 0.68), ("ppv", 0.55), ("npv", 0.80)):
+        accuracy |= _row(f"{name} {name}_lower {name}_upper", value, value - 0.05, value + 0.05)
+    calibration = [_row("statistic estimate", "ici", 0.021)]
+    for statistic, value in (("observed_expected", 1.04), ("intercept", 0.03), ("slope", 0.93)):
+        calibration.append(_row("statistic estimate lower upper", statistic, value, value - 0.12, value + 0.13))
+    curve = []
+    for probability in np.linspace(0.01, 0.6, 60):
+        odds = probability / (1 - probability)
+        benefit = max(0.0, share * auc * (1 - probability) - 0.25 * (1 - share) * odds * (1 - probability))
+        curve.append(_row("probability net_benefit treat_all", probability, benefit, share - (1 - share) * odds))
+    return {
+        "discrimination": [whole, *folds],
+        "operating_points": [accuracy],
+        "calibration": calibration,
+        "decision_curve": curve,
+    }
+
+
+def _row(names: str, *values: object) -> dict[str, object]:
+    return dict(zip(names.split(), values, strict=True))
 
 
 def _tables_of_patients(part: pl.DataFrame) -> dict[str, list[dict[str, object]]]:
@@ -178,8 +203,14 @@ def _tables_of_patients(part: pl.DataFrame) -> dict[str, list[dict[str, object]]
         if exposure != "true":
             for statistic, value in (("accuracy", 0.52), ("kappa_linear", 0.41), ("kappa_quadratic", 0.53)):
                 rows["agreement"].append(
-                    {"exposure": exposure, "n": len(part), "statistic": statistic, "estimate": value,
-                     "lower": value - 0.04, "upper": value + 0.04}  # fmt: skip
+                    {
+                        "exposure": exposure,
+                        "n": len(part),
+                        "statistic": statistic,
+                        "estimate": value,
+                        "lower": value - 0.04,
+                        "upper": value + 0.04,
+                    }
                 )
     return rows
 
@@ -189,8 +220,14 @@ def _rate(part: pl.DataFrame) -> dict[str, object]:
     if years == 0:
         return {"n": 0, "events": 0, "person_years": 0.0}
     spread = 1.96 * math.sqrt(events)
-    return {"n": len(part), "events": events, "person_years": years, "rate_per_1000_py": 1000 * events / years,
-            "lower": 1000 * max(0.0, events - spread) / years, "upper": 1000 * (events + spread + 3.689) / years}  # fmt: skip
+    return {
+        "n": len(part),
+        "events": events,
+        "person_years": years,
+        "rate_per_1000_py": 1000 * events / years,
+        "lower": 1000 * max(0.0, events - spread) / years,
+        "upper": 1000 * (events + spread + 3.689) / years,
+    }
 
 
 def _survival(part: pl.DataFrame) -> dict[str, list[dict[str, object]]]:
@@ -203,15 +240,27 @@ def _survival(part: pl.DataFrame) -> dict[str, list[dict[str, object]]]:
             for years in range(7):
                 past = there.filter(pl.col("days") <= years * YEAR)
                 rows["at_risk"].append(
-                    {**about, "time_years": float(years), "n_at_risk": int((there["days"] >= years * YEAR).sum()),
-                     "cumulative_events": int(past["event"].sum()),
-                     "cumulative_censored": int((past["event"] == 0).sum())}  # fmt: skip
+                    {
+                        **about,
+                        "time_years": float(years),
+                        "n_at_risk": int((there["days"] >= years * YEAR).sum()),
+                        "cumulative_events": int(past["event"].sum()),
+                        "cumulative_censored": int((past["event"] == 0).sum()),
+                    }
                 )
         rows["logrank"].append({"exposure": exposure, "test": "overall", "chi2": 41.2, "df": 3, "p": 5.9e-9})
         rows["logrank"].append({"exposure": exposure, "test": "trend", "chi2": 39.8, "df": 1, "p": 2.8e-10})
         rows["logrank"] += [
-            {"exposure": exposure, "test": "pairwise", "category_a": a, "category_b": b, "chi2": 4.1, "df": 1,
-             "p": 0.043, "p_holm": 0.086}  # fmt: skip
+            {
+                "exposure": exposure,
+                "test": "pairwise",
+                "category_a": a,
+                "category_b": b,
+                "chi2": 4.1,
+                "df": 1,
+                "p": 0.043,
+                "p_holm": 0.086,
+            }
             for i, a in enumerate(CATEGORIES)
             for b in CATEGORIES[i + 1 :]
         ]
@@ -220,8 +269,16 @@ def _survival(part: pl.DataFrame) -> dict[str, list[dict[str, object]]]:
 
 def _kaplan_meier(part: pl.DataFrame) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = [
-        {"time_days": 0.0, "n_at_risk": len(part), "n_events": 0, "n_censored": 0, "survival": 1.0, "lower": 1.0, "upper": 1.0}
-    ]  # fmt: skip
+        {
+            "time_days": 0.0,
+            "n_at_risk": len(part),
+            "n_events": 0,
+            "n_censored": 0,
+            "survival": 1.0,
+            "lower": 1.0,
+            "upper": 1.0,
+        }
+    ]
     survival, variance, at_risk = 1.0, 0.0, len(part)
     counts = part.group_by("days").agg(pl.len().alias("n"), pl.col("event").sum()).sort("days")
     for days, n, events in counts.iter_rows():
@@ -231,8 +288,17 @@ def _kaplan_meier(part: pl.DataFrame) -> list[dict[str, object]]:
             variance += events / (at_risk * (at_risk - events))
             spread = 1.96 * math.sqrt(variance) / abs(math.log(survival))
             lower, upper = survival ** math.exp(spread), survival ** math.exp(-spread)
-        rows.append({"time_days": days, "n_at_risk": at_risk, "n_events": events, "n_censored": n - events,
-                     "survival": survival, "lower": lower, "upper": upper})  # fmt: skip
+        rows.append(
+            {
+                "time_days": days,
+                "n_at_risk": at_risk,
+                "n_events": events,
+                "n_censored": n - events,
+                "survival": survival,
+                "lower": lower,
+                "upper": upper,
+            }
+        )
         at_risk -= n
     return rows
 
@@ -245,23 +311,54 @@ def _cox(part: pl.DataFrame) -> dict[str, list[dict[str, object]]]:
         for model, shrink in ((f"crude:{exposure}", 1.0), (f"covariates+{exposure}", 0.8)):
             method = "not_fitted" if few else "efron"
             for category, rate in zip(CATEGORIES, rates, strict=True):
-                about = {"model": model, "exposure": exposure, "term": "category", "level": category, "n": rate["n"],
-                         "n_events": rate["events"], "method": method}  # fmt: skip
+                about = {
+                    "model": model,
+                    "exposure": exposure,
+                    "term": "category",
+                    "level": category,
+                    "n": rate["n"],
+                    "n_events": rate["events"],
+                    "method": method,
+                }
                 reference = {"hr": None if few else 1.0}
                 rows["cox"].append(
                     {**about, **(reference if few or category == "CAC 0" else _ratio(rate, rates[0], shrink))}
                 )
             if model.startswith("covariates"):
                 rows["cox"].append(
-                    {"model": model, "exposure": None, "term": "age_at_t0_years", "level": None, "n": len(part),
-                     "n_events": part["event"].sum(), "method": method}
-                    | ({} if few else {"coef": 0.03, "se": 0.01, "hr": 1.03, "lower": 1.01, "upper": 1.05, "z": 3.0, "p": 0.0027})
-                )  # fmt: skip
+                    {
+                        "model": model,
+                        "exposure": None,
+                        "term": "age_at_t0_years",
+                        "level": None,
+                        "n": len(part),
+                        "n_events": part["event"].sum(),
+                        "method": method,
+                    }
+                    | (
+                        {}
+                        if few
+                        else {"coef": 0.03, "se": 0.01, "hr": 1.03, "lower": 1.01, "upper": 1.05, "z": 3.0, "p": 0.0027}
+                    )
+                )
             rows["cox_fit"].append(
                 {"model": model, "n": len(part), "n_events": int(part["event"].sum()), "method": method}
-                | ({} if few else {"loglik_null": -812.4, "loglik": -790.1, "df": 3, "lr_chi2": 44.6, "p": 1.1e-9,
-                                   "aic": 1586.2, "harrell_c": 0.68, "harrell_c_se": 0.02, "events_per_parameter": 32.0})
-            )  # fmt: skip
+                | (
+                    {}
+                    if few
+                    else {
+                        "loglik_null": -812.4,
+                        "loglik": -790.1,
+                        "df": 3,
+                        "lr_chi2": 44.6,
+                        "p": 1.1e-9,
+                        "aic": 1586.2,
+                        "harrell_c": 0.68,
+                        "harrell_c_se": 0.02,
+                        "events_per_parameter": 32.0,
+                    }
+                )
+            )
     return rows
 
 
@@ -270,8 +367,15 @@ def _ratio(rate: dict[str, object], reference: dict[str, object], shrink: float)
     coef = shrink * math.log(float(str(rate["rate_per_1000_py"])) / float(str(reference["rate_per_1000_py"])))
     se = math.sqrt(1 / events + 1 / base)
     z = coef / se
-    return {"coef": coef, "se": se, "hr": math.exp(coef), "lower": math.exp(coef - 1.96 * se),
-            "upper": math.exp(coef + 1.96 * se), "z": z, "p": math.erfc(abs(z) / math.sqrt(2))}  # fmt: skip
+    return {
+        "coef": coef,
+        "se": se,
+        "hr": math.exp(coef),
+        "lower": math.exp(coef - 1.96 * se),
+        "upper": math.exp(coef + 1.96 * se),
+        "z": z,
+        "p": math.erfc(abs(z) / math.sqrt(2)),
+    }
 
 
 def _audit(part: pl.DataFrame) -> dict[str, list[dict[str, object]]]:
@@ -294,8 +398,17 @@ def _audit(part: pl.DataFrame) -> dict[str, list[dict[str, object]]]:
             rows["audit_positivity"].append({**about, "n_positive": positive, "positivity": share, **interval})
             if n:
                 rows["audit_prevalence"].append(
-                    {**about, "apparent_prevalence": share, "sensitivity": 0.71, "n_sensitivity": 140,
-                     "specificity": 0.74, "n_specificity": 460, "prevalence": 0.22, "lower": 0.13, "upper": 0.31}  # fmt: skip
+                    {
+                        **about,
+                        "apparent_prevalence": share,
+                        "sensitivity": 0.71,
+                        "n_sensitivity": 140,
+                        "specificity": 0.74,
+                        "n_specificity": 460,
+                        "prevalence": 0.22,
+                        "lower": 0.13,
+                        "upper": 0.31,
+                    }
                 )
     return rows
 

@@ -1,0 +1,146 @@
+"""check: study file, tables, bundle, identifiers; all faults at once; touches no pixel. Prints the plan."""
+
+from dataclasses import dataclass, field
+
+import polars as pl
+
+from cohort_scorer.cohort import identifiers
+from cohort_scorer.errors import CohortScorerError, InputTableError, MachineError
+from cohort_scorer.prediction import bundle
+from cohort_scorer.provenance import Step
+from cohort_scorer.stages import inputs
+from cohort_scorer.stages.prognosis import event_rules
+from cohort_scorer.stages.run import steps
+from cohort_scorer.study import Study
+
+_TABLES = ("cacs", "clinical", "follow_up", "events", "scores")
+_CONFOUNDERS = ("hypertension", "diabetes", "smoking", "lipids")
+_NOT_USED_YET = {("comparison", "bootstrap_replicates"), ("comparison", "noninferiority_margin_c")}
+
+
+@dataclass
+class Findings:
+    """What check found.
+
+    Attributes:
+        plan: Lines for the user: what would be done, match rates, warnings.
+        faults: Everything that would stop a step.
+    """
+
+    plan: list[str] = field(default_factory=list)
+    faults: list[CohortScorerError] = field(default_factory=list)
+
+
+def check(study: Study) -> Findings:
+    """Look at everything but pixels, and collect every fault instead of stopping at the first."""
+    found = Findings()
+    step = Step(study, "check")
+    found.plan.append(f"{study.study.title}: " + " -> ".join(name for name, _ in steps(study)))
+    _archive(study, found)
+    tables = {}
+    for name in _TABLES:
+        try:
+            frame = inputs.table(study, step, name)
+        except CohortScorerError as fault:
+            found.faults.append(fault)
+            continue
+        if frame is not None:
+            tables[name] = frame
+            patients = frame["patient_id"].n_unique()
+            found.plan.append(f"{name}: {len(frame):,} rows, {patients:,} patients")
+    _match(study, tables, found)
+    _outcome(study, tables, found)
+    _bundle(study, found)
+    _warnings(study, tables, found)
+    return found
+
+
+def _archive(study: Study, found: Findings) -> None:
+    if study.archive is None:
+        return
+    absent = [name for name, root in study.roots.items() if not root.is_dir()]
+    if absent:
+        found.faults.append(
+            MachineError(
+                f"{len(absent)} of {len(study.roots)} archive roots are not folders that can be read.",
+                "Expected every folder named in [archive] root.",
+                "Correct [archive] root, or mount the folder.",
+            )
+        )
+    if study.archive.listing and not (study.folder / study.archive.listing).is_file():
+        found.faults.append(
+            InputTableError(
+                "The listing of the archive does not exist.",
+                "Expected the .csv or .parquet file that [archive] listing names; found none.",
+                "Correct [archive] listing.",
+            )
+        )
+
+
+def _match(study: Study, tables: dict[str, pl.DataFrame], found: Findings) -> None:
+    """Match rates of every table with the archive's index, where it stands, else with the first table."""
+    known, label = _known_patients(study, tables)
+    if known is None:
+        return
+    for name, frame in tables.items():
+        if name == label:
+            continue
+        rate = identifiers.match(frame["patient_id"], known)
+        found.plan.append(
+            f"{name}: {rate.n_matched:,} of {rate.n:,} patients occur in {label} "
+            f"({rate.n_matched_without_zeros:,} if leading zeros were stripped)"
+        )
+        if rate.lost_zeros:
+            found.faults.append(inputs.lost_zeros(name, label, rate))
+
+
+def _known_patients(study: Study, tables: dict[str, pl.DataFrame]) -> tuple[pl.Series | None, str]:
+    if study.archive is not None and not study.tables.scores:
+        try:
+            return inputs.index(study)["patient_id"], "the index"
+        except CohortScorerError:
+            pass  # Not indexed yet: the tables are compared with each other.
+    first = next(iter(tables), None)
+    return (tables[first]["patient_id"], first) if first else (None, "")
+
+
+def _outcome(study: Study, tables: dict[str, pl.DataFrame], found: Findings) -> None:
+    if study.outcome is None or "events" not in tables:
+        return
+    try:
+        rules = event_rules(study, tables["events"])
+        found.plan.append(f"{study.outcome.name}: {', '.join(rules.components)}")
+    except CohortScorerError as fault:
+        found.faults.append(fault)
+
+
+def _bundle(study: Study, found: Findings) -> None:
+    if study.model is None or study.tables.scores or (study.train and not study.bundle.exists()):
+        return
+    try:
+        model = bundle.load(study.bundle, inputs.categories())
+        simulated = ", trained on SIMULATED data" if model.content["simulated"] else ""
+        found.plan.append(f"bundle: {len(model.networks)} networks, every sha256 right{simulated}")
+    except CohortScorerError as fault:
+        found.faults.append(fault)
+
+
+def _warnings(study: Study, tables: dict[str, pl.DataFrame], found: Findings) -> None:
+    unused = [
+        f"[{section}] {key}"
+        for section, key, _, origin in study.choices()
+        if origin == "declared" and (section, key) in _NOT_USED_YET
+    ]
+    if unused:
+        found.plan.append(f"warning: this version does not use {', '.join(unused)} yet")
+    lacking = [name for name in _CONFOUNDERS if name not in study.comparison.adjust_for]
+    if study.outcome and lacking:
+        found.plan.append(f"warning: [comparison] adjust_for lacks {', '.join(lacking)}")
+    clinical = tables.get("clinical")
+    if clinical is not None:
+        for name in ("sex", "bmi"):
+            if missing := clinical[name].null_count():
+                found.plan.append(f"clinical: {name} is missing in {missing:,} of {len(clinical):,} rows")
+        flagged = clinical.filter(~pl.col("bmi").is_between(12, 70)).height
+        if flagged:
+            found.plan.append(f"warning: clinical: bmi outside 12 to 70 kg/m2 in {flagged:,} rows")

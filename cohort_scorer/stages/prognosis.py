@@ -1,0 +1,172 @@
+"""prognosis: cohort + scores + outcomes -> analysis set -> Kaplan-Meier, log-rank, Cox."""
+
+import difflib
+from pathlib import Path
+
+import polars as pl
+
+from cohort_scorer import schemas, storage
+from cohort_scorer.cohort import follow_up
+from cohort_scorer.errors import ConvergenceError, EmptyCohortError, StudyFileError
+from cohort_scorer.provenance import Step
+from cohort_scorer.reporting.release import publish
+from cohort_scorer.stages import Console, Machine, inputs
+from cohort_scorer.statistics import kaplan_meier
+from cohort_scorer.statistics import prognosis as survival
+from cohort_scorer.study import Study
+
+_TOLERATED_DIFFERENCE = 1e-6
+
+
+def prognosis(study: Study, machine: Machine, console: Console) -> Path:
+    """Make the analysis set and every survival table."""
+    section = study.require("outcome")
+    step = Step(study, "prognosis")
+    step.forget_outputs()
+    cohort = inputs.cohort(study, step)
+    scored = inputs.scores(study, step)
+    events = inputs.required_table(study, step, "events")
+    rules = event_rules(study, events)
+    found = follow_up.follow(
+        cohort, inputs.unreadable(study), scored, inputs.required_table(study, step, "follow_up"), events, rules
+    )
+    inputs.refuse_unfit_origins(study, found.people)
+    exposures = _exposures(found.people)
+    people = _in_common(study, found.people, exposures)
+    path = _write_analysis_set(study, step, people)
+    for row in found.attrition.iter_rows(named=True):
+        if row["n_excluded"]:
+            console.say(f"excluded: {row['n_excluded']:,} {row['reason']}")
+    compared = people.filter("in_common")
+    n_events = compared.filter(pl.col("status") == follow_up.EVENT).height
+    console.say(f"prognosis: {len(compared):,} patients compared, {n_events:,} with {section.name}")
+    if not n_events:
+        raise EmptyCohortError(
+            f"Nobody compared had an event: {len(people):,} in the analysis set, {len(compared):,} with everything.",
+            f"Expected events of {', '.join(section.components)} after t0; found 0.",
+            "Look at attrition.csv, [outcome] components, blanking_days and the dates of events.",
+        )
+    if found.n_after_last_contact:
+        console.say(f"warning: {found.n_after_last_contact:,} events after the last contact are not used")
+    result = survival.tables(
+        compared,
+        exposures,
+        inputs.categories(),
+        study.comparison.adjust_for,
+        section.horizon_years,
+        bool(section.competing),
+        study.comparison.confidence_level,
+    )
+    publish(step, {**result.tables, "attrition": _attrition(study, found.attrition)}, study.comparison.allow_in_sample)
+    step.facts |= {
+        "n_patients": len(people),
+        "n_in_common": len(compared),
+        "n_events": n_events,
+        "n_competing": compared.filter(pl.col("status") == follow_up.COMPETING).height,
+        "n_blanked_events": found.n_blanked,
+        "n_events_after_last_contact": found.n_after_last_contact,
+        "median_follow_up_days": kaplan_meier.reverse_kaplan_meier_median(
+            compared["time_days"], compared["status"] > 0
+        ),
+        "events_by_component": dict(
+            compared.drop_nulls("first_component")["first_component"].value_counts(sort=True).iter_rows()
+        ),
+        "largest_difference_from_lifelines": result.lifelines_difference,
+        "not_converged": result.not_converged,
+        "few_events": result.few_events,
+        "fewer_than_10_events_per_parameter": result.few_per_parameter,
+    }
+    step.finish()
+    _warn(result, console)
+    if result.not_converged:
+        raise ConvergenceError(
+            f"{len(result.not_converged):,} Cox models did not converge; their rows say not_fitted.",
+            f"Expected a maximum of every partial likelihood; the first without one is {result.not_converged[0]}.",
+            "Look for a covariate of [comparison] adjust_for that separates events, or name fewer.",
+        )
+    return path
+
+
+def event_rules(study: Study, events: pl.DataFrame) -> follow_up.Rules:
+    """The rules of [outcome]; terminal types default to every other type that contains `death`.
+
+    Raises:
+        StudyFileError: a component or competing type never occurs in the events table.
+    """
+    section = study.require("outcome")
+    types = events["event_type"].unique().sort().to_list()
+    for key in ("components", "competing"):
+        for name in getattr(section, key):
+            if name not in types:
+                nearest = difflib.get_close_matches(name, types, n=1)
+                raise StudyFileError(
+                    f"{study.file.name}: [outcome] {key} names {name}, which never occurs in the events table.",
+                    f"Expected an event_type of that table; found {', '.join(types[:12]) or 'none'}.",
+                    f"Did you mean {nearest[0]}?" if nearest else f"Correct [outcome] {key}.",
+                )
+    named = {*section.components, *section.competing}
+    terminal = section.terminal
+    if terminal is None:
+        terminal = [name for name in types if "death" in name.lower() and name not in named]
+    return follow_up.Rules(
+        section.components,
+        section.competing,
+        terminal,
+        section.blanking_days,
+        section.prior_events == "exclude",
+        section.landmark_days,
+    )
+
+
+def _exposures(people: pl.DataFrame) -> list[str]:
+    """The exposures of which anybody has a category; patients without one of them leave the comparison."""
+    return [
+        name
+        for name in ("true", "cxr", "integrated")
+        if f"{name}_category" in people.columns and people[f"{name}_category"].null_count() < len(people)
+    ]
+
+
+def _in_common(study: Study, people: pl.DataFrame, exposures: list[str]) -> pl.DataFrame:
+    for name in study.comparison.adjust_for:
+        if name not in people.columns:
+            nearest = difflib.get_close_matches(name, people.columns, n=1)
+            raise StudyFileError(
+                f"{study.file.name}: [comparison] adjust_for names {name}, which is no column.",
+                "Expected age_at_t0_years, sex, bmi or another column of the clinical table.",
+                f"Did you mean {nearest[0]}?" if nearest else "Correct [comparison] adjust_for.",
+            )
+    needed = [*(f"{name}_category" for name in exposures), *study.comparison.adjust_for]
+    return people.with_columns(pl.all_horizontal(pl.col(needed).is_not_null()).alias("in_common"))
+
+
+def _write_analysis_set(study: Study, step: Step, people: pl.DataFrame) -> Path:
+    path = study.patient_level / "analysis_set.parquet"
+    declared = list(schemas.columns("analysis_set"))
+    covariates = [name for name in study.comparison.adjust_for if name not in declared]
+    kept = schemas.conform(people, "analysis_set").select(*declared, *covariates)
+    storage.write_parquet(kept, path)
+    storage.write_csv(kept, path.with_suffix(".csv"))
+    step.wrote(path, path.with_suffix(".csv"))
+    return path
+
+
+def _attrition(study: Study, analysis: pl.DataFrame) -> pl.DataFrame:
+    """attrition.csv of `link` followed by this step's rows."""
+    written = study.unprotected / "tables" / "attrition.csv"
+    if not written.is_file():
+        return analysis
+    linked = pl.read_csv(written, schema=schemas.columns("attrition")).filter(pl.col("step") == "cohort")
+    return pl.concat([linked, analysis])
+
+
+def _warn(result: survival.Prognosis, console: Console) -> None:
+    if result.few_events:
+        console.say(
+            f"warning: {len(result.few_events):,} models not fitted: a category has fewer than "
+            f"{survival.MINIMUM_EVENTS} events"
+        )
+    if result.few_per_parameter:
+        console.say(f"warning: {len(result.few_per_parameter):,} models have fewer than 10 events per parameter")
+    if (result.lifelines_difference or 0) > _TOLERATED_DIFFERENCE:
+        console.say(f"warning: a coefficient differs from lifelines by {result.lifelines_difference:.1e}")

@@ -1,0 +1,129 @@
+"""report: everything found in release/ -> one page and one manifest."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from cohort_scorer import provenance, schemas, storage
+from cohort_scorer.reporting import disclosure, page
+from cohort_scorer.stages import Console, Machine
+from cohort_scorer.study import Study
+
+_STEPS = ("index", "link", "train", "score", "validate", "prognosis", "audit")
+
+
+def report(study: Study, machine: Machine, console: Console) -> Path:
+    """Assemble release/manifest.json and release/report.html from what the steps left."""
+    manifests = _manifests(study)
+    tables = _tables(study)
+    figures = {
+        path.stem: path.read_text(encoding="utf-8") for path in sorted((study.release_folder / "figures").glob("*.svg"))
+    }
+    model = _model(study, manifests)
+    simulated = study.study.simulated or bool(model.get("trained_on_simulated_data"))
+    manifest = _manifest(study, manifests)
+    content = page.Page(
+        title=study.study.title,
+        simulated=study.study.simulated,
+        stamps=disclosure.stamps(simulated, study.comparison.allow_in_sample, study.release.disclosure),
+        tables=tables,
+        figures=figures,
+        archive=_archive(manifests),
+        choices=list(study.choices()),
+        model=model,
+        manifest=manifest,
+    )
+    storage.write_text(json.dumps(manifest, indent=2, default=str) + "\n", study.release_folder / "manifest.json")
+    path = study.release_folder / "report.html"
+    storage.write_text(page.render(content), path)
+    console.say(f"report: {len(tables)} tables, {len(figures)} figures")
+    return path
+
+
+def _manifests(study: Study) -> dict[str, Any]:
+    found = {}
+    for name in _STEPS:
+        path = study.unprotected / "manifests" / f"{name}.json"
+        if path.is_file():
+            found[name] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _tables(study: Study) -> dict[str, pl.DataFrame]:
+    found = {}
+    for path in sorted((study.release_folder / "tables").glob("*.csv")):
+        found[path.stem] = pl.read_csv(path, schema=schemas.columns(path.stem))
+    return found
+
+
+def _archive(manifests: dict[str, Any]) -> dict[str, dict[str, int]]:
+    if "index" not in manifests:
+        return {}
+    indexed = manifests["index"]["facts"]
+    counts = {
+        "files": {
+            "found": indexed["n_files"],
+            "indexed": indexed["n_rows"],
+            "eligible": indexed["n_eligible"],
+        },
+        "refused_index": indexed["refusals"],
+        "ineligible": indexed["not_eligible"],
+    }
+    if "score" in manifests:
+        counts["files"]["scored"] = manifests["score"]["facts"]["n_scored"]
+        counts["refused_score"] = manifests["score"]["facts"]["refusals"]
+    return counts
+
+
+def _model(study: Study, manifests: dict[str, Any]) -> dict[str, Any]:
+    """Facts of the bundle that made the scores of this run; none where they were made elsewhere."""
+    if study.tables.scores or "score" not in manifests:
+        return {}
+    content = json.loads((study.bundle / "bundle.json").read_text(encoding="utf-8"))
+    facts = manifests["score"]["facts"]
+    training = content["training"]
+    return {
+        "trained_on_simulated_data": content["simulated"],
+        "title": content["title"],
+        "design": content["design"],
+        "backbone": content["backbone"],
+        "image_size": content["image_size"],
+        "integrate": content["integrate"],
+        "training_sites": training["sites"],
+        "training_patients": training["n_patients"],
+        "folds": training["folds"],
+        "epochs": training["epochs"],
+        "stacking": training["stacking"],
+        "category_rule": str(study.require("model").category_rule),
+        "score_origin": [f"{count:,} {origin}" for origin, count in facts["score_origin"].items()],
+        "model_id": facts["model_id"],
+        "network_id": facts["network_id"],
+        "preprocessing_id": facts["preprocessing_id"],
+        "ordinal_violations": [f"{count:,} {exposure}" for exposure, count in facts["n_ordinal_violations"].items()],
+    }
+
+
+def _manifest(study: Study, manifests: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "title": study.study.title,
+        "simulated": study.study.simulated,
+        "seed": study.study.seed,
+        "study_sha256": provenance.sha256(study.file),
+        "versions": provenance.versions(),
+        "inputs": {name: sha for step in manifests.values() for name, sha in step["inputs"].items()},
+        "model": {name: manifests["score"]["facts"][name] for name in ("model_id", "network_id", "preprocessing_id")}
+        if "score" in manifests
+        else {},
+        "steps": [
+            {"step": name, "wall_seconds": step["wall_seconds"], "study_sha256": step["study_sha256"]}
+            for name, step in manifests.items()
+        ],
+        "facts": {name: step["facts"] for name, step in manifests.items()},
+        "files": {
+            path.relative_to(study.release_folder).as_posix(): provenance.sha256(path)
+            for path in sorted(study.release_folder.rglob("*"))
+            if path.is_file() and path.name not in ("manifest.json", "report.html") and not path.name.startswith(".")
+        },
+    }

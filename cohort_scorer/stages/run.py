@@ -1,0 +1,54 @@
+"""run and demo: every step that the study file has sections for, in order."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from cohort_scorer import study as study_file
+from cohort_scorer.stages import Console, Machine
+from cohort_scorer.stages.audit import audit
+from cohort_scorer.stages.index import index
+from cohort_scorer.stages.link import link
+from cohort_scorer.stages.prognosis import prognosis
+from cohort_scorer.stages.report import report
+from cohort_scorer.stages.score import score
+from cohort_scorer.stages.simulate import simulate
+from cohort_scorer.stages.train import train
+from cohort_scorer.stages.validate import validate
+from cohort_scorer.study import Study
+
+DEMO_PATIENTS = 600
+
+Stage = Callable[[Study, Machine, Console], Path]
+
+
+def steps(study: Study) -> Iterator[tuple[str, Stage]]:
+    """The steps that this study file has sections for."""
+    has_scores = bool(study.model or study.tables.scores)
+    wanted: list[tuple[str, Stage, object]] = [
+        ("index", index, study.archive and not study.tables.scores),
+        ("link", link, study.cohort),
+        ("train", train, study.train and study.cohort and not study.tables.scores),
+        ("score", score, study.model and not study.tables.scores),
+        ("validate", validate, study.cohort and study.tables.cacs and has_scores),
+        ("prognosis", prognosis, study.outcome and study.cohort and has_scores),
+        ("audit", audit, study.audit and has_scores),
+        ("report", report, True),
+    ]
+    for name, stage, needed in wanted:
+        if needed:
+            yield name, stage
+
+
+def run(study: Study, machine: Machine, console: Console) -> Path:
+    """Run the steps in order and give the path of the report."""
+    path = study.file
+    for name, stage in steps(study):
+        console.say(f"--- {name}")
+        path = stage(study, machine, console)
+    return path
+
+
+def demo(folder: Path, seed: int, machine: Machine, console: Console) -> Path:
+    """Simulate a study and run it."""
+    console.say("--- simulate")
+    return run(study_file.load(simulate(folder, DEMO_PATIENTS, seed, True, console)), machine, console)
