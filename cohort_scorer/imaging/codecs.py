@@ -26,6 +26,7 @@ MAXIMUM_PIXELS: Final = 100_000_000
 _END_OF_IMAGE = b"\xff\xd9"
 _TRAILING_BYTES = 64
 _START_OF_CODESTREAM = b"\xff\x4f\xff\x51"  # SOC, SIZ: ISO/IEC 15444-1 A.4.1, A.5.1
+_HIGH_THROUGHPUT = 0x4000  # Rsiz bit 14: extended capabilities, ISO/IEC 15444-15; its decoders hang on broken streams
 # Start of frame, ISO/IEC 10918-1 table B.1 (0xC4, 0xC8 and 0xCC are none) and ISO/IEC 14495-1 (0xF7).
 _STARTS_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}
 
@@ -54,7 +55,9 @@ def _jpeg_2000_size(stream: bytes) -> tuple[int, int]:
     start = stream.find(_START_OF_CODESTREAM)
     if start < 0 or len(stream) < start + 24:
         raise Refused("decode_failed", "no JPEG 2000 codestream")
-    right, bottom, left, top = struct.unpack_from(">4I", stream, start + 8)
+    capabilities, right, bottom, left, top = struct.unpack_from(">H4I", stream, start + 6)
+    if capabilities & _HIGH_THROUGHPUT:
+        raise Refused("decode_failed", "a high-throughput stream under a JPEG 2000 syntax")
     return bottom - top, right - left
 
 

@@ -5,6 +5,7 @@ break or with markup is plain ASCII text everywhere else.
 """
 
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote, unquote_to_bytes
@@ -83,8 +84,10 @@ def _walk(root: bytes) -> Iterator[_Found]:
         for relative, entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 folders.append(relative)
-            elif not (entry.is_symlink() and _is_folder_inside(root, entry.path)):
+            elif not entry.is_symlink():
                 yield _described(root, relative, None)
+            elif not _is_folder_inside(root, entry.path):
+                yield _resolved(root, relative, None)
 
 
 def _is_folder_inside(root: bytes, link: bytes) -> bool:
@@ -100,23 +103,31 @@ def _look_up(root: bytes, uris: list[str]) -> Iterator[_Found]:
     for uri, name in zip(uris, names, strict=True):
         count = times_listed.pop(name, 0)
         if count == 1:
-            yield _described(root, name, uri)
+            yield _resolved(root, name, uri)
         elif count > 1:
             yield _uri(name), None, None, "listed_twice", uri
 
 
+def _resolved(root: bytes, relative: bytes, listed_uri: str | None) -> _Found:
+    """Describe a file whose name may lead anywhere."""
+    try:
+        target = os.path.realpath(os.path.join(root, relative))  # noqa: PTH118
+    except ValueError:  # a NUL byte
+        return _uri(relative), None, None, "missing_file", listed_uri
+    if relative.startswith(_SEPARATOR) or not _is_inside(root, target):
+        return _uri(relative), None, None, "outside_root", listed_uri
+    return _described(root, relative, listed_uri)
+
+
 def _described(root: bytes, relative: bytes, listed_uri: str | None) -> _Found:
     uri = _uri(relative)
-    path = os.path.join(root, relative)  # noqa: PTH118
     try:
-        if relative.startswith(_SEPARATOR) or not _is_inside(root, os.path.realpath(path)):
-            return uri, None, None, "outside_root", listed_uri
-        status = os.stat(path)  # noqa: PTH116
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL byte in a listed name
+        status = os.stat(os.path.join(root, relative))  # noqa: PTH116, PTH118
+    except (FileNotFoundError, NotADirectoryError):
         return uri, None, None, "missing_file", listed_uri
     except OSError:
         return uri, None, None, "unreadable_file", listed_uri
-    problem = None if os.path.isfile(path) else "not_a_file"  # noqa: PTH113
+    problem = None if stat.S_ISREG(status.st_mode) else "not_a_file"
     return uri, status.st_size, status.st_mtime_ns, problem, listed_uri
 
 

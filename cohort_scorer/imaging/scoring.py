@@ -22,6 +22,7 @@ from cohort_scorer.imaging.refusal import Refused
 
 _PLACE: Final = ("image_id", "uri", "root", "file_size", "file_mtime_ns")
 _BATCHES_IN_FLIGHT: Final = 2
+_CUDNN: Final = {"enabled": True, "benchmark": False, "deterministic": True, "allow_tf32": False}
 
 _Record = dict[str, Any]
 
@@ -96,7 +97,7 @@ def _forward(
     on_cuda = device.type == "cuda"
     batch = torch.zeros((batch_size, 1, *images[0].shape), dtype=torch.uint16, pin_memory=on_cuda)
     batch.numpy()[: len(images), 0] = images
-    with torch.inference_mode(), torch.backends.cudnn.flags(True, False, True, False):
+    with torch.inference_mode(), torch.backends.cudnn.flags(**_CUDNN):
         inputs = batch.to(device, non_blocking=on_cuda).to(torch.float32).div_(65535)
         inputs = inputs.contiguous(memory_format=torch.channels_last)
         return torch.stack([networks_module.logits(model, inputs) for model in models.values()], dim=1)

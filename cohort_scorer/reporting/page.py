@@ -48,6 +48,9 @@ _DRAWN_FROM = {"kaplan_meier": ("kaplan_meier", "at_risk")}
 _LINKED = frozenset(("kaplan_meier", "cumulative_incidence", "decision_curve"))
 """Tables that are data for a figure: named with their CSV, never printed."""
 
+_WIDEST_RECORD = 5
+"""Columns of a manifest's table; records with more are printed one by one."""
+
 _NOT_STATED = frozenset(
     (
         ("archive", "views"), ("archive", "unknown_view"), ("cohort", "pairing"), ("cohort", "exclude_if"),
@@ -123,7 +126,7 @@ def render(content: Page) -> str:
         choice_table=_choices(content.choices),
         interval_note=f"Intervals are at the {100 * float(level):g} % level." if level else "",
         provenance_facts=[(wording.sentence(k), plain(v)) for k, v in content.manifest.items() if not _nested(v)],
-        provenance_tables=[_records(k, v) for k, v in content.manifest.items() if _nested(v) and v],
+        provenance_tables=[table for k, v in content.manifest.items() if _nested(v) and v for table in _records(k, v)],
     )
 
 
@@ -231,18 +234,24 @@ def _nested(value: Any) -> bool:
     )
 
 
-def _records(name: str, value: Any) -> Printed:
-    """A mapping of scalars, or a mapping or list of records, as a table."""
+def _records(name: str, value: Any) -> Iterator[Printed]:
+    """A mapping of scalars, or a mapping or list of records, as a table; records with little in common as one each."""
     items = list(value.items()) if isinstance(value, Mapping) else [(str(i), v) for i, v in enumerate(value, start=1)]
-    if any(isinstance(item, Mapping) for _, item in items):
-        columns = list(dict.fromkeys(column for _, item in items if isinstance(item, Mapping) for column in item))
-        rows = [
-            (key, *(plain(item.get(column)) if isinstance(item, Mapping) else plain(item) for column in columns))
-            for key, item in items
-        ]
-    else:
-        columns = ["value"]
-        rows = [(key, plain(item)) for key, item in items]
+    if not any(isinstance(item, Mapping) for _, item in items):
+        yield _listing(name, ("value",), [(key, plain(item)) for key, item in items])
+        return
+    records = [(key, item) for key, item in items if isinstance(item, Mapping)]
+    columns = list(dict.fromkeys(column for _, record in records for column in record))
+    if len(columns) <= _WIDEST_RECORD:
+        yield _listing(
+            name, columns, [(key, *(plain(item.get(column)) for column in columns)) for key, item in records]
+        )
+        return
+    for key, record in records:
+        yield _listing(f"{name}: {key}", ("value",), [(column, plain(item)) for column, item in record.items()])
+
+
+def _listing(name: str, columns: Sequence[str], rows: Sequence[tuple[str, ...]]) -> Printed:
     headers = (("Name", "", False), *((wording.sentence(column), "", False) for column in columns))
     return Printed(name, wording.sentence(name), "", headers, (("", tuple(rows)),), len(rows))
 

@@ -34,12 +34,12 @@ def sentences(tables: Mapping[str, pl.DataFrame], outcome: str) -> tuple[str, ..
         )
     rates = _pooled(tables.get("event_rates"))
     if rates is not None:
+        exposures = ", ".join(wording.words(name) for name in rates["exposure"].unique(maintain_order=True))
         rates = rates.filter(pl.col("exposure") == rates["exposure"][0])
         n, events, years = (rates[column].sum() for column in ("n", "events", "person_years"))
         told.append(
-            f"In {n:,} patients with a true and a predicted category, of whom {events:,} had {outcome} during "
-            f"{years:,.0f} person-years, the prognosis by predicted category is compared with the prognosis by true "
-            "category."
+            f"Prognosis by category ({exposures}) is compared in {n:,} patients, of whom {events:,} had {outcome} "
+            f"during {years:,.0f} person-years."
         )
     elif "discrimination" in tables:
         told.append("The predicted probabilities and categories are compared with the true CACS of the same patients.")

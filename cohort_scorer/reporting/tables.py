@@ -125,10 +125,15 @@ def baseline(frame: pl.DataFrame) -> Printed:
     schema = schemas.load("baseline")
     groups = [name for name in (*schemas.vocabulary("crosstab", "true_category"), "overall") if frame[name].count()]
     lines = []
+    levels = set(frame.select("variable", "level").iter_rows())
     for rows in frame.partition_by("variable", "level", maintain_order=True):
         first = rows.row(0, named=True)
+        if first["level"] == "false" and (first["variable"], "true") in levels:
+            continue
         values = {row["statistic"]: row for row in rows.iter_rows(named=True)}
-        label = wording.sentence(first["variable"]) + (f": {first['level']}" if first["level"] else "")
+        label = wording.sentence(first["variable"]) + (
+            f": {first['level']}" if first["level"] not in (None, "", "true") else ""
+        )
         missing = wording.ABSENT if first["missing"] is None else f"{first['missing']:,}"
         for pattern, needed in _PATTERNS.items():
             if all(name in values for name in needed):

@@ -53,7 +53,7 @@ NUISANCES = (
     "without_extension",
 )
 _WEB_PAGE = b"<!DOCTYPE html><html><head><title>504 Gateway Time-out</title></head><body></body></html>\n"
-_TRUNCATED_HEADER_BYTES = 300
+_TRUNCATED_HEADER_BYTES = 200  # within the file meta information
 _IMPLEMENTATION = "2.25.206941587245961034583276190358219203851"
 
 

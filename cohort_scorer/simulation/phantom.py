@@ -120,7 +120,7 @@ def frontal(anatomy: Anatomy, shape: tuple[int, int], rng: np.random.Generator, 
     lungs = _lungs(grid, thorax, floor)
     torso = _torso(grid, anatomy)
 
-    attenuation = 1.0 * torso + (0.05 * anatomy.body + 0.15) * torso
+    attenuation = (1.15 + 0.05 * anatomy.body) * torso
     attenuation += 0.25 * _below_diaphragm(grid, floor) * torso
     attenuation -= (0.78 + 0.04 * grid.cloud(6, rng)) * lungs
     attenuation += _vessels(grid, lungs, rng)
@@ -140,7 +140,7 @@ def lateral(anatomy: Anatomy, shape: tuple[int, int], rng: np.random.Generator) 
     spine = step((0.13 - np.abs(grid.x - 0.52 + 0.25 * (grid.y - 0.5) ** 2)) / 0.03)
     vertebrae = 0.75 + 0.25 * np.cos(2 * np.pi * 13 * grid.y)
     attenuation = 1.25 * torso - 0.80 * lungs + 0.35 * spine * vertebrae * torso
-    attenuation += 0.50 * anatomy.heart_width * 2 * grid.ellipse((-0.20, 0.66), (0.36, 0.15), 0.2, tilt=-0.6) * lungs
+    attenuation += anatomy.heart_width * grid.ellipse((-0.20, 0.66), (0.36, 0.15), 0.2, tilt=-0.6) * lungs
     attenuation += 0.25 * grid.ellipse((0.10, 0.33), (0.13 + anatomy.knob_radius, 0.12), 0.3) * lungs
     attenuation += 0.20 * step((0.03 - np.abs(grid.x + 0.62 - 0.3 * (grid.y - 0.45) ** 2)) / 0.02) * torso
     attenuation += _vessels(grid, lungs, rng)
@@ -198,7 +198,7 @@ def _lungs(grid: Grid, thorax: float, floor: float) -> Picture:
     """Both lungs, 0 to 1, with domes of the diaphragm below."""
     both = np.zeros_like(grid.x)
     for side in (-1, 1):
-        lean = grid.x - side * (0.16 + 0.42 * thorax * step((grid.y - 0.18) / 0.35) * 0.75)
+        lean = grid.x - side * (0.16 + 0.315 * thorax * step((grid.y - 0.18) / 0.35))
         width = thorax * 0.43 * np.sqrt(np.clip(1 - ((grid.y - 0.62) / 0.52) ** 2, 0.01, None))
         dome = floor + (0.02 if side > 0 else 0.0) + 0.55 * (grid.x - (side * 0.36)) ** 2
         lung = step((width - np.abs(lean)) / 0.025) * step((dome - grid.y) / 0.008)
@@ -241,7 +241,7 @@ def _bones(grid: Grid, thorax: float, torso: Picture, lungs: Picture, rng: np.ra
 
 def _heart_and_aorta(grid: Grid, anatomy: Anatomy, thorax: float, floor: float, *, magnified: float) -> Picture:
     """Mediastinum, heart, aortic knob with its calcified arc, descending aorta."""
-    half = 0.5 * anatomy.heart_width * magnified * 2 * thorax
+    half = anatomy.heart_width * magnified * thorax
     middle = 0.105 + 0.03 * step((grid.y - 0.45) / 0.1) + 0.03 * step((0.22 - grid.y) / 0.05)
     mediastinum = step((middle - np.abs(grid.x)) / 0.03)
     # A third of the heart lies right of the midline, two thirds left of it, with the apex low.

@@ -64,7 +64,6 @@ horizon_years = [1, 3, 5]
 
 [comparison]
 adjust_for = ["age_at_t0_years", "sex", "bmi"]
-bootstrap_replicates = 200
 
 [audit]
 strata = ["sex", "age_band", "site"]

@@ -4,15 +4,16 @@ from pathlib import Path
 
 import polars as pl
 
-from cohort_scorer import schemas, storage
+from cohort_scorer import provenance, schemas, storage
 from cohort_scorer.errors import EmptyCohortError, MachineError, TooManyRefusedError
 from cohort_scorer.imaging import index as archive
 from cohort_scorer.provenance import Step
 from cohort_scorer.stages import Console, Machine
 from cohort_scorer.study import Study
 
-_PART_ROWS = 5_000
+_PART_ROWS = 20_000
 _FILE = ["root", "uri", "file_size", "file_mtime_ns"]
+_SHARED_ID = ["duplicate", "conflicting_id"]
 
 
 def index(study: Study, machine: Machine, console: Console) -> Path:
@@ -27,6 +28,7 @@ def index(study: Study, machine: Machine, console: Console) -> Path:
         path = study.folder / section.listing
         listing = schemas.read(path, "listing", study.tables.faulty_rows, study.patient_level)
         step.read(path, section.listing)
+    _forget_other_rules(study, listing)
     files = _find(study, listing)
     n_opened = _parse_new(study, files, listing, machine, console)
     rows, refusals = _settle(study, files)
@@ -62,6 +64,18 @@ def judge_refused(study: Study, n_refused: int, n_claimed: int) -> None:
         )
 
 
+def _forget_other_rules(study: Study, listing: pl.DataFrame | None) -> None:
+    """Start afresh where [archive] or the listing changed: what is eligible was judged by the old rules."""
+    folder = study.patient_level / "index"
+    section = study.require("archive").model_dump(exclude={"maximum_refused_percent", "index"})
+    rules = provenance.digest([section, None if listing is None else listing.sort("uri").rows()])
+    noted = folder / "rules.sha256"
+    if noted.is_file() and noted.read_text() != rules:
+        for path in [*folder.glob("*.parquet"), *(study.patient_level / "refusals").glob("index-*.parquet")]:
+            path.unlink()
+    storage.write_text(rules, noted)
+
+
 def _find(study: Study, listing: pl.DataFrame | None) -> pl.DataFrame:
     found = []
     for name, root in study.roots.items():
@@ -73,6 +87,10 @@ def _find(study: Study, listing: pl.DataFrame | None) -> pl.DataFrame:
             )
         found.append(archive.find_files(root, listing).with_columns(pl.lit(name).alias("root")))
     files = pl.concat(found)
+    # A listed file lies in one root: that the others lack it says nothing.
+    absent = pl.col("problem") == "missing_file"
+    nowhere = absent.all().over("uri") & (pl.col("root") == next(iter(study.roots)))
+    files = files.filter(absent.is_null() | ~absent | nowhere)
     if files.is_empty():
         raise EmptyCohortError(
             "The archive is empty: 0 files found.",
@@ -91,50 +109,68 @@ def _parse_new(
         tuple(section.modalities), tuple(section.body_parts), tuple(section.views), section.unknown_view
     )
     rows_folder, refusals_folder = study.patient_level / "index", study.patient_level / "refusals"
-    known = [
-        part.select(_FILE) for part in (storage.read_parts(rows_folder), _refusals(refusals_folder)) if part is not None
-    ]
-    new = (
-        files.join(pl.concat(known), on=_FILE, how="anti", nulls_equal=True, maintain_order="left") if known else files
-    )
-    number = max((int(path.stem.rsplit("-", 1)[1]) for path in rows_folder.glob("part-*.parquet")), default=-1)
+    known = _rows(rows_folder).select(_FILE)
+    refused = _refusals(refusals_folder).select(_FILE)
+    new = files.join(pl.concat([known, refused]), on=_FILE, how="anti", nulls_equal=True, maintain_order="left")
+    number = _next_number(rows_folder)
     with console.progress("Reading headers", len(new)) as advance:
         for name, root in study.roots.items():
             mine = new.filter(pl.col("root") == name)
             for start in range(0, len(mine), _PART_ROWS):
                 chunk = mine.slice(start, _PART_ROWS)
                 rows, refusals = archive.read_headers(chunk, root, name, listing, rules, machine.workers, advance)
-                number += 1
-                # Refusals first: a part of the index stands only where its refusals do.
-                storage.write_parquet(refusals, refusals_folder / f"index-{number:05}.parquet")
+                # Refusals first: a part of the index stands only where its refusals do. 0 holds the settled ones.
+                storage.write_parquet(refusals, refusals_folder / f"index-{number + 1:05}.parquet")
                 storage.write_parquet(rows, rows_folder / f"part-{number:05}.parquet")
+                number += 1
     return len(new)
 
 
 def _settle(study: Study, files: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Drop rows of files that are gone or changed, resolve identifiers over the whole index, rewrite what differs."""
-    folder = study.patient_level / "index"
-    parts = {path: pl.read_parquet(path) for path in sorted(folder.glob("part-*.parquet"))}
-    refused = _refusals(study.patient_level / "refusals")
-    rows = pl.concat(parts.values()).join(
-        files.select(_FILE), on=_FILE, how="semi", nulls_equal=True, maintain_order="left"
-    )
-    rows, doubled = archive.resolve_duplicates(rows, study.roots)
-    for path, part in parts.items():
-        kept = part.join(rows.select(_FILE), on=_FILE, how="semi", nulls_equal=True, maintain_order="left")
+    """Drop rows of files that are gone or changed, resolve identifiers over the whole index, rewrite what differs.
+
+    Rows that share an identifier are set aside, not forgotten: when the other file goes, they come back.
+    """
+    folder, refusals_folder = study.patient_level / "index", study.patient_level / "refusals"
+
+    def present(frame: pl.DataFrame, among: pl.DataFrame) -> pl.DataFrame:
+        return frame.join(among.select(_FILE), on=_FILE, how="semi", nulls_equal=True, maintain_order="left")
+
+    known = present(_rows(folder), files)
+    rows, doubled = archive.resolve_duplicates(known, study.roots)
+    returned = rows
+    for path in sorted(folder.glob("part-*.parquet")):
+        part = pl.read_parquet(path)
+        kept = present(part, rows)
+        returned = returned.join(kept.select(_FILE), on=_FILE, how="anti", maintain_order="left")
         if len(kept) < len(part):
             storage.write_parquet(kept, path)
-    refusals = pl.concat([part for part in (refused, doubled) if part is not None])
-    refusals = refusals.join(files.select(_FILE), on=_FILE, how="semi", nulls_equal=True, maintain_order="left")
-    for path in (study.patient_level / "refusals").glob("index-*.parquet"):
-        path.unlink()
-    storage.write_parquet(refusals, study.patient_level / "refusals" / "index-00000.parquet")
+    if len(returned):
+        storage.write_parquet(returned, folder / f"part-{_next_number(folder):05}.parquet")
+    storage.write_parquet(present(known, doubled), folder / "set_aside.parquet")
+    lasting = _refusals(refusals_folder).filter(~pl.col("reason").is_in(_SHARED_ID))
+    refusals = pl.concat([present(lasting, files), doubled])
+    storage.write_parquet(refusals, refusals_folder / "index-00000.parquet")
+    for path in refusals_folder.glob("index-*.parquet"):
+        if path.name != "index-00000.parquet":
+            path.unlink()
     return rows, refusals
 
 
-def _refusals(folder: Path) -> pl.DataFrame | None:
+def _rows(folder: Path) -> pl.DataFrame:
+    """All rows that are known: of the index, and those set aside."""
+    paths = [*sorted(folder.glob("part-*.parquet")), *folder.glob("set_aside.parquet")]
+    empty = pl.DataFrame(schema=schemas.columns("index"))
+    return pl.concat([empty, *(pl.read_parquet(path) for path in paths)]).unique(_FILE, maintain_order=True)
+
+
+def _refusals(folder: Path) -> pl.DataFrame:
     parts = sorted(folder.glob("index-*.parquet"))
-    return pl.concat([pl.read_parquet(part) for part in parts]) if parts else None
+    return pl.concat([pl.DataFrame(schema=schemas.columns("refusals")), *(pl.read_parquet(part) for part in parts)])
+
+
+def _next_number(folder: Path) -> int:
+    return max((int(path.stem.rsplit("-", 1)[1]) for path in folder.glob("part-*.parquet")), default=-1) + 1
 
 
 def _counts(frame: pl.DataFrame, console: Console, word: str) -> dict[str, int]:

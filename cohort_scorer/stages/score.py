@@ -78,7 +78,7 @@ def _run_networks(
             "Expected one network_id in a folder; going on would mix two models.",
             "Move the folder away, or name another [study] output.",
         )
-    refusals = _refusals(refusals_folder)
+    refusals = _lasting_refusals(refusals_folder)
     held = [part.select(_FILE) for part in (done, refusals) if part is not None]
     new = (
         eligible.join(pl.concat(held), on=_FILE, how="anti", nulls_equal=True, maintain_order="left")
@@ -123,6 +123,16 @@ def _outputs(study: Study) -> pl.DataFrame:
 def _refusals(folder: Path) -> pl.DataFrame | None:
     parts = sorted(folder.glob("score-*.parquet"))
     return pl.concat([pl.read_parquet(part) for part in parts]) if parts else None
+
+
+def _lasting_refusals(folder: Path) -> pl.DataFrame | None:
+    """Forget refusals that may pass (a file that was away or locked), so that these films are tried again."""
+    for path in folder.glob("score-*.parquet"):
+        part = pl.read_parquet(path)
+        lasting = part.filter(~pl.col("reason").is_in(["missing_file", "unreadable_file"]))
+        if len(lasting) < len(part):
+            storage.write_parquet(lasting, path)
+    return _refusals(folder)
 
 
 def _scores(study: Study, step: Step, model: bundle.Bundle, films: pl.DataFrame) -> pl.DataFrame:

@@ -1,6 +1,8 @@
 """Published tables of a made-up study with the real columns, to drive the figures and the page. Not a simulation."""
 
+import itertools
 import math
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -25,7 +27,7 @@ def reported_tables(
     parts = [(site, origin, people.filter(pl.col("site") == site)) for site, origin in zip(sites, origins, strict=True)]
     if len(sites) > 1:
         parts.append(("all", "all", people))
-    rows: dict[str, list[dict[str, object]]] = {}
+    rows: dict[str, list[dict[str, Any]]] = {}
     for site, origin, part in parts:
         for name, found in _group(part).items():
             rows.setdefault(name, []).extend({"site": site, "score_origin": origin, **row} for row in found)
@@ -88,63 +90,45 @@ def _attrition(n: int) -> pl.DataFrame:
 
 
 def _baseline(people: pl.DataFrame) -> pl.DataFrame:
-    def row(variable: str, level: str | None, statistic: str, value: pl.Expr, missing: int | None, difference: float):
-        cells = {
-            name: people.filter(pl.col("true") == code).select(value).item() for code, name in enumerate(CATEGORIES)
-        }
-        return {
-            "variable": variable,
-            "level": level,
-            "statistic": statistic,
-            **cells,
-            "overall": people.select(value).item(),
-            "missing": missing,
-            "standardised_difference": difference,
-        }
-
-    rows = [row("patients", None, "n", pl.len().cast(pl.Float64), 0, None)]
-    for variable, column, missing in (("age_years", "age", 0), ("bmi", "bmi", 7)):
-        rows.append(row(variable, None, "mean", pl.col(column).mean(), missing, 0.71))
-        rows.append(row(variable, None, "sd", pl.col(column).std(), missing, None))
-    for level, test in (("F", pl.col("female")), ("M", ~pl.col("female"))):
-        rows.append(row("sex", level, "n", test.sum().cast(pl.Float64), 0, 0.22))
-        rows.append(row("sex", level, "percent", test.mean() * 100, 0, None))
+    female, n = pl.col("female"), pl.len().cast(pl.Float64)
+    cells = [
+        ("patients", None, "n", n, 0, None),
+        ("age_years", None, "mean", pl.col("age").mean(), 0, 0.71),
+        ("age_years", None, "sd", pl.col("age").std(), 0, None),
+        ("bmi", None, "mean", pl.col("bmi").mean(), 7, 0.12),
+        ("bmi", None, "sd", pl.col("bmi").std(), 7, None),
+        ("sex", "F", "n", female.sum().cast(pl.Float64), 0, 0.22),
+        ("sex", "F", "percent", female.mean() * 100, 0, None),
+    ]
+    rows = []
+    for variable, level, statistic, value, missing, difference in cells:
+        row = _row(
+            "variable level statistic missing standardised_difference", variable, level, statistic, missing, difference
+        )
+        for code, name in enumerate(CATEGORIES):
+            row[name] = people.filter(pl.col("true") == code).select(value).item()
+        rows.append({**row, "overall": people.select(value).item()})
     return schemas.conform(pl.DataFrame(rows, infer_schema_length=None), "baseline")
 
 
 def _coverage(people: pl.DataFrame) -> pl.DataFrame:
-    rows = []
-    for stratum, level, n in (
-        ("overall", None, len(people)),
-        ("sex", "F", len(people) // 2),
-        ("age_band", "60-69", 99),
-    ):
-        scored = int(n * 0.93)
-        lower, upper = _wilson(scored, n)
-        rows.append(
-            {
-                "stratum": stratum,
-                "level": level,
-                "n_eligible": n,
-                "n_with_cxr": int(n * 0.97),
-                "n_readable": scored,
-                "n_scored": scored,
-                "coverage": scored / n,
-                "lower": lower,
-                "upper": upper,
-            }
-        )
+    rows, n = [], len(people)
+    names = "stratum level n_eligible n_with_cxr n_readable n_scored coverage lower upper"
+    for stratum, level, eligible in (("overall", None, n), ("sex", "F", n // 2), ("age_band", "60-69", 99)):
+        scored = int(eligible * 0.93)
+        counts = (eligible, int(eligible * 0.97), scored, scored)
+        rows.append(_row(names, stratum, level, *counts, scored / eligible, *_wilson(scored, eligible)))
     return schemas.conform(pl.DataFrame(rows, infer_schema_length=None), "audit_coverage")
 
 
-def _group(part: pl.DataFrame) -> dict[str, list[dict[str, object]]]:
+def _group(part: pl.DataFrame) -> dict[str, list[dict[str, Any]]]:
     return _performance(part) | _tables_of_patients(part) | _survival(part) | _cox(part) | _audit(part)
 
 
-def _performance(part: pl.DataFrame) -> dict[str, list[dict[str, object]]]:
+def _performance(part: pl.DataFrame) -> dict[str, list[dict[str, Any]]]:
     n = len(part)
     names = ("discrimination", "discrimination_tests", "operating_points", "calibration", "decision_curve")
-    rows: dict[str, list[dict[str, object]]] = {name: [] for name in names}
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for number, threshold in enumerate((0, 100, 400)):
         positive = int((part["true"] > number).sum())
         about = {"threshold": threshold, "n": n}
@@ -157,7 +141,7 @@ def _performance(part: pl.DataFrame) -> dict[str, list[dict[str, object]]]:
     return rows
 
 
-def _model(auc: float, positive: int, n: int, number: int) -> dict[str, list[dict[str, object]]]:
+def _model(auc: float, positive: int, n: int, number: int) -> dict[str, list[dict[str, Any]]]:
     spread, share = 0.55 / math.sqrt(max(positive, 1)), positive / n
     names = "fold n_positive auc lower upper brier"
     folds = [_row(names, fold, positive, auc - 0.01, None, None, 0.17) for fold in ("0", "1", "mean")]
@@ -181,12 +165,12 @@ def _model(auc: float, positive: int, n: int, number: int) -> dict[str, list[dic
     }
 
 
-def _row(names: str, *values: object) -> dict[str, object]:
+def _row(names: str, *values: Any) -> dict[str, Any]:
     return dict(zip(names.split(), values, strict=True))
 
 
-def _tables_of_patients(part: pl.DataFrame) -> dict[str, list[dict[str, object]]]:
-    rows: dict[str, list[dict[str, object]]] = {
+def _tables_of_patients(part: pl.DataFrame) -> dict[str, list[dict[str, Any]]]:
+    rows: dict[str, list[dict[str, Any]]] = {
         name: [] for name in ("crosstab", "discordance", "agreement", "event_rates")
     }
     for exposure in EXPOSURES:
@@ -202,36 +186,22 @@ def _tables_of_patients(part: pl.DataFrame) -> dict[str, list[dict[str, object]]
                 rows["discordance"].append({**pair, **_rate(cell)})
         if exposure != "true":
             for statistic, value in (("accuracy", 0.52), ("kappa_linear", 0.41), ("kappa_quadratic", 0.53)):
-                rows["agreement"].append(
-                    {
-                        "exposure": exposure,
-                        "n": len(part),
-                        "statistic": statistic,
-                        "estimate": value,
-                        "lower": value - 0.04,
-                        "upper": value + 0.04,
-                    }
-                )
+                names = "exposure n statistic estimate lower upper"
+                rows["agreement"].append(_row(names, exposure, len(part), statistic, value, value - 0.04, value + 0.04))
     return rows
 
 
-def _rate(part: pl.DataFrame) -> dict[str, object]:
-    events, years = int(part["event"].sum()), float(part["days"].sum()) / YEAR
+def _rate(part: pl.DataFrame) -> dict[str, Any]:
+    n, events, years = len(part), int(part["event"].sum()), float(part["days"].sum()) / YEAR
     if years == 0:
-        return {"n": 0, "events": 0, "person_years": 0.0}
+        return _row("n events person_years", 0, 0, 0.0)
     spread = 1.96 * math.sqrt(events)
-    return {
-        "n": len(part),
-        "events": events,
-        "person_years": years,
-        "rate_per_1000_py": 1000 * events / years,
-        "lower": 1000 * max(0.0, events - spread) / years,
-        "upper": 1000 * (events + spread + 3.689) / years,
-    }
+    rates = [1000 * count / years for count in (events, max(0.0, events - spread), events + spread + 3.689)]
+    return _row("n events person_years rate_per_1000_py lower upper", n, events, years, *rates)
 
 
-def _survival(part: pl.DataFrame) -> dict[str, list[dict[str, object]]]:
-    rows: dict[str, list[dict[str, object]]] = {name: [] for name in ("kaplan_meier", "at_risk", "logrank")}
+def _survival(part: pl.DataFrame) -> dict[str, list[dict[str, Any]]]:
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in ("kaplan_meier", "at_risk", "logrank")}
     for exposure in EXPOSURES:
         for code, category in enumerate(CATEGORIES):
             there = part.filter(pl.col(exposure) == code)
@@ -239,46 +209,20 @@ def _survival(part: pl.DataFrame) -> dict[str, list[dict[str, object]]]:
             rows["kaplan_meier"] += [{**about, **row} for row in _kaplan_meier(there)]
             for years in range(7):
                 past = there.filter(pl.col("days") <= years * YEAR)
-                rows["at_risk"].append(
-                    {
-                        **about,
-                        "time_years": float(years),
-                        "n_at_risk": int((there["days"] >= years * YEAR).sum()),
-                        "cumulative_events": int(past["event"].sum()),
-                        "cumulative_censored": int((past["event"] == 0).sum()),
-                    }
-                )
-        rows["logrank"].append({"exposure": exposure, "test": "overall", "chi2": 41.2, "df": 3, "p": 5.9e-9})
-        rows["logrank"].append({"exposure": exposure, "test": "trend", "chi2": 39.8, "df": 1, "p": 2.8e-10})
-        rows["logrank"] += [
-            {
-                "exposure": exposure,
-                "test": "pairwise",
-                "category_a": a,
-                "category_b": b,
-                "chi2": 4.1,
-                "df": 1,
-                "p": 0.043,
-                "p_holm": 0.086,
-            }
-            for i, a in enumerate(CATEGORIES)
-            for b in CATEGORIES[i + 1 :]
-        ]
+                at_risk, events = int((there["days"] >= years * YEAR).sum()), int(past["event"].sum())
+                names = "time_years n_at_risk cumulative_events cumulative_censored"
+                rows["at_risk"].append({**about, **_row(names, float(years), at_risk, events, len(past) - events)})
+        names = "exposure test category_a category_b chi2 df p p_holm"
+        rows["logrank"].append(_row(names, exposure, "overall", None, None, 41.2, 3, 5.9e-9, None))
+        rows["logrank"].append(_row(names, exposure, "trend", None, None, 39.8, 1, 2.8e-10, None))
+        for a, b in itertools.combinations(CATEGORIES, 2):
+            rows["logrank"].append(_row(names, exposure, "pairwise", a, b, 4.1, 1, 0.043, 0.086))
     return rows
 
 
-def _kaplan_meier(part: pl.DataFrame) -> list[dict[str, object]]:
-    rows: list[dict[str, object]] = [
-        {
-            "time_days": 0.0,
-            "n_at_risk": len(part),
-            "n_events": 0,
-            "n_censored": 0,
-            "survival": 1.0,
-            "lower": 1.0,
-            "upper": 1.0,
-        }
-    ]
+def _kaplan_meier(part: pl.DataFrame) -> list[dict[str, Any]]:
+    names = "time_days n_at_risk n_events n_censored survival lower upper"
+    rows = [_row(names, 0.0, len(part), 0, 0, 1.0, 1.0, 1.0)]
     survival, variance, at_risk = 1.0, 0.0, len(part)
     counts = part.group_by("days").agg(pl.len().alias("n"), pl.col("event").sum()).sort("days")
     for days, n, events in counts.iter_rows():
@@ -288,98 +232,45 @@ def _kaplan_meier(part: pl.DataFrame) -> list[dict[str, object]]:
             variance += events / (at_risk * (at_risk - events))
             spread = 1.96 * math.sqrt(variance) / abs(math.log(survival))
             lower, upper = survival ** math.exp(spread), survival ** math.exp(-spread)
-        rows.append(
-            {
-                "time_days": days,
-                "n_at_risk": at_risk,
-                "n_events": events,
-                "n_censored": n - events,
-                "survival": survival,
-                "lower": lower,
-                "upper": upper,
-            }
-        )
+        rows.append(_row(names, days, at_risk, events, n - events, survival, lower, upper))
         at_risk -= n
     return rows
 
 
-def _cox(part: pl.DataFrame) -> dict[str, list[dict[str, object]]]:
-    rows: dict[str, list[dict[str, object]]] = {"cox": [], "cox_fit": []}
+def _cox(part: pl.DataFrame) -> dict[str, list[dict[str, Any]]]:
+    rows: dict[str, list[dict[str, Any]]] = {"cox": [], "cox_fit": []}
+    n, n_events = len(part), int(part["event"].sum())
     for exposure in EXPOSURES:
         rates = [_rate(part.filter(pl.col(exposure) == code)) for code in range(4)]
-        few = any(int(str(rate["events"])) < 5 for rate in rates)
+        few = any(rate["events"] < 5 for rate in rates)
+        method = "not_fitted" if few else "efron"
         for model, shrink in ((f"crude:{exposure}", 1.0), (f"covariates+{exposure}", 0.8)):
-            method = "not_fitted" if few else "efron"
             for category, rate in zip(CATEGORIES, rates, strict=True):
-                about = {
-                    "model": model,
-                    "exposure": exposure,
-                    "term": "category",
-                    "level": category,
-                    "n": rate["n"],
-                    "n_events": rate["events"],
-                    "method": method,
-                }
-                reference = {"hr": None if few else 1.0}
-                rows["cox"].append(
-                    {**about, **(reference if few or category == "CAC 0" else _ratio(rate, rates[0], shrink))}
-                )
+                about = _row("model exposure term level method", model, exposure, "category", category, method)
+                counts = {"n": rate["n"], "n_events": rate["events"]}
+                estimate = {"hr": 1.0} if category == "CAC 0" else {} if few else _ratio(rate, rates[0], shrink)
+                rows["cox"].append({**about, **counts, **({} if few else estimate)})
+            age = _row("coef se hr lower upper z p", 0.03, 0.01, 1.03, 1.01, 1.05, 3.0, 0.0027)
             if model.startswith("covariates"):
-                rows["cox"].append(
-                    {
-                        "model": model,
-                        "exposure": None,
-                        "term": "age_at_t0_years",
-                        "level": None,
-                        "n": len(part),
-                        "n_events": part["event"].sum(),
-                        "method": method,
-                    }
-                    | (
-                        {}
-                        if few
-                        else {"coef": 0.03, "se": 0.01, "hr": 1.03, "lower": 1.01, "upper": 1.05, "z": 3.0, "p": 0.0027}
-                    )
-                )
-            rows["cox_fit"].append(
-                {"model": model, "n": len(part), "n_events": int(part["event"].sum()), "method": method}
-                | (
-                    {}
-                    if few
-                    else {
-                        "loglik_null": -812.4,
-                        "loglik": -790.1,
-                        "df": 3,
-                        "lr_chi2": 44.6,
-                        "p": 1.1e-9,
-                        "aic": 1586.2,
-                        "harrell_c": 0.68,
-                        "harrell_c_se": 0.02,
-                        "events_per_parameter": 32.0,
-                    }
-                )
-            )
+                about = _row("model term n n_events method", model, "age_at_t0_years", n, n_events, method)
+                rows["cox"].append({**about, **({} if few else age)})
+            names = "loglik_null loglik df lr_chi2 p aic harrell_c harrell_c_se events_per_parameter"
+            fit = _row(names, -812.4, -790.1, 3, 44.6, 1.1e-9, 1586.2, 0.68, 0.02, 32.0)
+            about = _row("model n n_events method", model, n, n_events, method)
+            rows["cox_fit"].append({**about, **({} if few else fit)})
     return rows
 
 
-def _ratio(rate: dict[str, object], reference: dict[str, object], shrink: float) -> dict[str, object]:
-    events, base = float(str(rate["events"])), float(str(reference["events"]))
-    coef = shrink * math.log(float(str(rate["rate_per_1000_py"])) / float(str(reference["rate_per_1000_py"])))
-    se = math.sqrt(1 / events + 1 / base)
-    z = coef / se
-    return {
-        "coef": coef,
-        "se": se,
-        "hr": math.exp(coef),
-        "lower": math.exp(coef - 1.96 * se),
-        "upper": math.exp(coef + 1.96 * se),
-        "z": z,
-        "p": math.erfc(abs(z) / math.sqrt(2)),
-    }
+def _ratio(rate: dict[str, Any], reference: dict[str, Any], shrink: float) -> dict[str, Any]:
+    coef = shrink * math.log(rate["rate_per_1000_py"] / reference["rate_per_1000_py"])
+    se = math.sqrt(1 / rate["events"] + 1 / reference["events"])
+    limits = (math.exp(coef - 1.96 * se), math.exp(coef + 1.96 * se))
+    p = math.erfc(abs(coef / se) / math.sqrt(2))
+    return _row("coef se hr lower upper z p", coef, se, math.exp(coef), *limits, coef / se, p)
 
 
-def _audit(part: pl.DataFrame) -> dict[str, list[dict[str, object]]]:
-    rows: dict[str, list[dict[str, object]]] = {"audit_positivity": [], "audit_prevalence": []}
+def _audit(part: pl.DataFrame) -> dict[str, list[dict[str, Any]]]:
+    rows: dict[str, list[dict[str, Any]]] = {"audit_positivity": [], "audit_prevalence": []}
     strata = {
         ("overall", None): pl.lit(True),
         ("sex", "F"): pl.col("female"),
@@ -397,19 +288,9 @@ def _audit(part: pl.DataFrame) -> dict[str, list[dict[str, object]]]:
             share = positive / n if n else None
             rows["audit_positivity"].append({**about, "n_positive": positive, "positivity": share, **interval})
             if n:
-                rows["audit_prevalence"].append(
-                    {
-                        **about,
-                        "apparent_prevalence": share,
-                        "sensitivity": 0.71,
-                        "n_sensitivity": 140,
-                        "specificity": 0.74,
-                        "n_specificity": 460,
-                        "prevalence": 0.22,
-                        "lower": 0.13,
-                        "upper": 0.31,
-                    }
-                )
+                names = "apparent_prevalence sensitivity n_sensitivity specificity n_specificity prevalence lower upper"
+                adjusted = _row(names, share, 0.71, 140, 0.74, 460, 0.22, 0.13, 0.31)
+                rows["audit_prevalence"].append({**about, **adjusted})
     return rows
 
 

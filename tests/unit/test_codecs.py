@@ -14,6 +14,7 @@ from films import (
     ENCAPSULATED_LOSSLESS,
     EXPLICIT,
     EXTENDED,
+    HTJ2K,
     JPEG_2000,
     JPEG_2000_LOSSLESS,
     JPEG_LS,
@@ -119,6 +120,12 @@ def test_a_file_that_changed_since_it_was_indexed_is_refused(tmp_path):
     path.unlink()
     with pytest.raises(Refused, match="missing_file"):
         codecs.stored_pixels(row, path)
+
+
+def test_a_high_throughput_stream_is_not_decoded_under_another_name(tmp_path):
+    path = write_film(tmp_path / "a", film(), HTJ2K)
+    path.write_bytes(path.read_bytes().replace(HTJ2K.encode() + b"\0", JPEG_2000_LOSSLESS.encode() + b"\0\0", 1))
+    assert refusal(path) == "decode_failed"
 
 
 def test_supported_syntaxes_are_those_of_the_table():

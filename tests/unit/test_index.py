@@ -2,7 +2,10 @@
 
 import logging
 import os
+import re
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from datetime import date
@@ -19,6 +22,8 @@ from cohort_scorer import schemas
 from cohort_scorer.errors import StudyFileError
 from cohort_scorer.imaging import index
 from cohort_scorer.imaging.index import Rules, find_files, read_headers, resolve_duplicates
+
+pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR")  # pydicom, of what these tests write
 
 REALDATA = Path(__file__).parents[3] / "shared" / "realdata" / "dicom"
 RULES = Rules(("CR", "DX", "RG"), ("CHEST", "THORAX", ""), ("PA", "AP"), "exclude")
@@ -354,6 +359,20 @@ def test_an_empty_archive_gives_empty_tables(tmp_path):
     assert rows.is_empty() and refusals.is_empty()
     kept, refused = resolve_duplicates(rows, {"archive": tmp_path})
     assert kept.is_empty() and refused.is_empty()
+
+
+def test_the_closed_lists_are_those_that_the_code_uses():
+    sources = "".join(path.read_text() for path in Path(index.__file__).parent.glob("*.py"))
+    raised = set(re.findall(r'Refused\(\s*"(\w+)"', sources))
+    assert raised <= set(schemas.vocabulary("refusals", "reason"))
+    for reason in (*schemas.vocabulary("refusals", "reason"), *schemas.vocabulary("index", "reason")):
+        assert f'"{reason}"' in sources, reason
+
+
+def test_indexing_and_decoding_do_not_import_torch():
+    modules = "index, header, codecs, radiograph"
+    script = f"import sys; from cohort_scorer.imaging import {modules}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("name", ["index", "refusals", "network_outputs"])

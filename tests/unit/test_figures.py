@@ -1,0 +1,103 @@
+import re
+
+import matplotlib as mpl
+import polars as pl
+import pytest
+from reported_tables import reported_tables
+
+from cohort_scorer.reporting import canvas, figures, wording
+
+STAMPS = ("SIMULATED DATA", "NOT DISCLOSURE-CONTROLLED")
+HARMFUL = r"St. $\foo$ <script> & 서울 University Hospital with a very long name indeed"
+
+
+@pytest.fixture(scope="module")
+def tables():
+    return reported_tables(n=300, hazards=(0.01, 0.03, 0.08, 0.15))
+
+
+@pytest.fixture(scope="module")
+def drawn(tables):
+    return figures.draw(tables, STAMPS)
+
+
+def texts(figure):
+    return [text.get_text() for text in figure.findobj(mpl.text.Text)]
+
+
+def test_every_table_with_a_figure_has_it_under_its_name(drawn):
+    assert set(drawn) == {
+        "attrition", "discrimination", "calibration", "decision_curve", "audit_positivity", "cox", "kaplan_meier",
+        "kaplan_meier-true", "kaplan_meier-cxr", "kaplan_meier-integrated", "crosstab-cxr", "crosstab-integrated",
+        "discordance-cxr", "discordance-integrated",
+    }  # fmt: skip
+
+
+def test_the_same_tables_give_the_same_bytes(tables, drawn, tmp_path):
+    some = {
+        name: tables[name] for name in ("attrition", "discrimination", "crosstab", "kaplan_meier", "at_risk", "cox")
+    }
+    again = figures.draw(some, STAMPS)
+    for name in ("attrition", "discrimination", "crosstab-cxr", "kaplan_meier", "cox"):
+        assert canvas.svg(again[name]) == canvas.svg(drawn[name]), name
+    for number, figure in enumerate((drawn["crosstab-cxr"], again["crosstab-cxr"])):
+        canvas.save(figure, tmp_path / str(number), ("png", "pdf"))
+    for name in ("png", "pdf"):
+        assert (tmp_path / f"0.{name}").read_bytes() == (tmp_path / f"1.{name}").read_bytes()
+
+
+def test_saved_files_are_named_after_the_stem_and_hold_no_date(drawn, tmp_path):
+    written = canvas.save(drawn["kaplan_meier-cxr"], tmp_path / "kaplan_meier-cxr", ("svg",))
+    assert written == [tmp_path / "kaplan_meier-cxr.svg"]
+    assert not re.search(r"<dc:date>|20\d\d-\d\d-\d\d", written[0].read_text())
+
+
+def test_every_figure_is_stamped(drawn):
+    for name, figure in drawn.items():
+        assert any(all(stamp in text for stamp in STAMPS) for text in texts(figure)), name
+
+
+def test_without_stamps_nothing_is_stamped(tables):
+    figure = figures.draw({"attrition": tables["attrition"]}, ())["attrition"]
+    assert not any("SIMULATED" in text for text in texts(figure))
+
+
+def test_a_site_name_is_text_whatever_it_holds():
+    drawn = figures.draw(reported_tables(n=100, sites=(HARMFUL,)), STAMPS)
+    for figure in drawn.values():
+        assert "<script>" not in canvas.svg(figure)
+    assert any(r"$\foo$" in text for text in texts(drawn["cox"]))
+
+
+def test_a_category_without_events_is_drawn_and_its_model_is_said_not_to_be_fitted():
+    drawn = figures.draw(reported_tables(n=300, sites=("A",), hazards=(0.01, 0.0, 0.05, 0.1)), STAMPS)
+    assert "not fitted" in texts(drawn["cox"])
+    assert "kaplan_meier-true" in drawn
+    canvas.svg(drawn["kaplan_meier-true"])
+
+
+def test_a_table_without_rows_to_draw_gives_no_figure(tables):
+    assert figures.draw({name: table.head(0) for name, table in tables.items()}, STAMPS) == {}
+    assert figures.draw({}, STAMPS) == {}
+
+
+def test_the_flow_prints_every_exclusion_and_what_remains(tables, drawn):
+    printed = "\n".join(texts(drawn["attrition"]))
+    for reason, n in tables["attrition"].select("reason", "n_excluded").iter_rows():
+        assert f"{wording.sentence(reason)} (n = {n:,})" in printed
+    assert f"n = {tables['attrition']['n_after'][-1]:,}" in printed
+
+
+def test_counts_under_the_curves_are_those_of_at_risk(tables, drawn):
+    counts = tables["at_risk"].filter(
+        pl.col("exposure") == "cxr", pl.col("site") == "all", pl.col("category") == "CAC 0"
+    )
+    printed = texts(drawn["kaplan_meier-cxr"])
+    for column in ("n_at_risk", "cumulative_events", "cumulative_censored"):
+        assert {f"{n:,}" for n in counts[column]} <= set(printed)
+
+
+def test_settings_of_matplotlib_are_left_as_they_were(tables):
+    before = dict(mpl.rcParams)
+    figures.draw({"crosstab": tables["crosstab"]}, STAMPS)
+    assert dict(mpl.rcParams) == before
