@@ -217,7 +217,7 @@ def _constraints(column: str, value: pl.Expr, field: dict[str, Any]) -> Iterator
     if "maximum" in rules:
         yield f"must be at most {rules['maximum']}", value > _limit(rules["maximum"], dtype)
     if "enum" in rules:
-        yield f"must be one of {', '.join(rules['enum'])}", ~value.is_in(rules["enum"])
+        yield f"must be one of {', '.join(map(str, rules['enum']))}", ~value.is_in(rules["enum"])
     if "pattern" in rules:
         yield f"must match {rules['pattern']}", ~value.str.contains(f"^(?:{rules['pattern']})$")
 

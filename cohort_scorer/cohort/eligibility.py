@@ -48,11 +48,11 @@ def age_years(birth: str, on: str) -> pl.Expr:
 
 
 def age_band(age: str) -> pl.Expr:
-    """Ten-year bands of an age column, as text: `<40`, `40-49` ... `80+`; null where age is missing."""
+    """Ten-year bands of an age column, as text: `0-39`, `40-49` ... `80+`; null where age is missing."""
     decade = (pl.col(age) // 10 * 10).cast(pl.Int64)
     return (
         pl.when(pl.col(age) < 40)
-        .then(pl.lit("<40"))
+        .then(pl.lit("0-39"))
         .when(pl.col(age) >= 80)
         .then(pl.lit("80+"))
         .when(pl.col(age).is_not_null())

@@ -13,6 +13,7 @@ import polars as pl
 from sklearn.linear_model import LogisticRegression
 
 from cohort_scorer.errors import ConvergenceError
+from cohort_scorer.study import THRESHOLDS
 
 EXPOSURES = ("cxr", "integrated", "clinical")
 THRESHOLD_NAMES = ("gt0", "ge100", "ge400")
@@ -36,6 +37,15 @@ class Layer:
         for name, coefficient in self.coefficients.items():
             linear = linear + coefficient * pl.col(name)
         return 1 / (1 + (-linear).exp())
+
+
+def passes_thresholds(cacs: str) -> list[pl.Expr]:
+    """gt0, ge100, ge400: whether a true score (Agatston units) is above 0, at least 100, at least 400."""
+    score = pl.col(cacs)
+    return [
+        (score >= threshold if threshold else score > 0).alias(name)
+        for name, threshold in zip(THRESHOLD_NAMES, THRESHOLDS, strict=True)
+    ]
 
 
 def features(exposure: str, integrate: Sequence[str]) -> tuple[str, ...]:

@@ -106,6 +106,43 @@ def assemble(
     return pl.concat(parts).with_columns(status.alias("score_status")).drop("cut_fold", "male", "^logit_.*$")
 
 
+def categorise_given(
+    given: pl.DataFrame, truth: pl.DataFrame, rule: str | Sequence[float], names: Sequence[str]
+) -> pl.DataFrame:
+    """Fill the categories that scores made elsewhere lack, where all three probabilities of an exposure are there.
+
+    Args:
+        given: image_id, the probabilities and the categories of every exposure, null where not given.
+        truth: image_id and <threshold> (bool) of the patients whose true score is known: a rule that needs cuts finds
+            them here, since no training patients are at hand.
+        rule: The category rule, or three cuts.
+        names: The category names, lowest first.
+    """
+    known = given.select("image_id").join(truth, on="image_id", how="left", maintain_order="left")
+    for exposure in EXPOSURES:
+        columns = [f"{exposure}_{threshold}" for threshold in THRESHOLD_NAMES]
+        probability = given.select(columns).to_numpy().astype(np.float64)
+        lacking = np.isfinite(probability).all(axis=1) & given[f"{exposure}_category"].is_null().to_numpy()
+        if not lacking.any():
+            continue
+        repaired = categories.repair(probability)
+        told = lacking & known[THRESHOLD_NAMES[0]].is_not_null().to_numpy()
+        cuts = list(rule) if not isinstance(rule, str) else None
+        if isinstance(rule, str) and rule != "argmax":
+            passed = known.filter(told).select(THRESHOLD_NAMES).to_numpy()
+            if not told.any() or passed.all(axis=0).any() or not passed.any(axis=0).all():
+                continue
+            cuts = [
+                categories.choose_cut(categories.cut_grid(repaired[told, position], passed[:, position]), rule)
+                for position in range(3)
+            ]
+        level = np.full(len(given), -1)
+        level[lacking] = categories.categorise(repaired[lacking], cuts)
+        derived = pl.Series(level).replace_strict(dict(enumerate(names)), default=None, return_dtype=pl.String)
+        given = given.with_columns(pl.coalesce(f"{exposure}_category", derived).alias(f"{exposure}_category"))
+    return given
+
+
 def cut_points(grid: pl.DataFrame, exposure: str, fold: int, rule: str | Sequence[float]) -> list[float] | None:
     """The three cuts of an exposure for a fold (NEW for new patients); None under `argmax`."""
     if rule == "argmax":

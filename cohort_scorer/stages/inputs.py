@@ -8,7 +8,9 @@ from cohort_scorer import schemas, storage
 from cohort_scorer.cohort import identifiers
 from cohort_scorer.errors import BundleError, EmptyCohortError, InputTableError, StudyFileError
 from cohort_scorer.provenance import Step
-from cohort_scorer.study import Study
+from cohort_scorer.prediction import scores as predicted
+from cohort_scorer.prediction.integration import passes_thresholds
+from cohort_scorer.study import ModelSection, Study
 
 _FIRST_SHIFTED = date(2100, 1, 1)
 
@@ -131,7 +133,7 @@ def scores(study: Study, step: Step) -> pl.DataFrame:
         BundleError: there are none.
     """
     if study.tables.scores:
-        return elsewhere(study, step)
+        return _categorised(study, elsewhere(study, step))
     path = study.patient_level / "scores.parquet"
     if not path.is_file():
         raise BundleError(
@@ -141,6 +143,17 @@ def scores(study: Study, step: Step) -> pl.DataFrame:
         )
     step.read(path, "patient_level/scores.parquet")
     return pl.read_parquet(path)
+
+
+def _categorised(study: Study, given: pl.DataFrame) -> pl.DataFrame:
+    """Categories that the scores table lacks, by [model] category_rule; its cuts come from the cohort's true scores."""
+    path = study.patient_level / "cohort.parquet"
+    truth = pl.DataFrame(schema={"image_id": pl.String, "cacs": pl.Float64})
+    if path.is_file():
+        truth = pl.read_parquet(path).select("image_id", "cacs").drop_nulls()
+    passed = truth.select("image_id", *passes_thresholds("cacs"))
+    rule = (study.model or ModelSection()).category_rule
+    return predicted.categorise_given(given, passed, rule, categories())
 
 
 def unreadable(study: Study) -> pl.DataFrame:

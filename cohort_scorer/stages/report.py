@@ -1,13 +1,14 @@
 """report: everything found in release/ -> one page and one manifest."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from cohort_scorer import provenance, schemas, storage
-from cohort_scorer.reporting import disclosure, page
+from cohort_scorer.reporting import canvas, disclosure, figures, page
 from cohort_scorer.stages import Console, Machine
 from cohort_scorer.study import Study
 
@@ -18,18 +19,17 @@ def report(study: Study, machine: Machine, console: Console) -> Path:
     """Assemble release/manifest.json and release/report.html from what the steps left."""
     manifests = _manifests(study)
     tables = _tables(study)
-    figures = {
-        path.stem: path.read_text(encoding="utf-8") for path in sorted((study.release_folder / "figures").glob("*.svg"))
-    }
     model = _model(study, manifests)
     simulated = study.study.simulated or bool(model.get("trained_on_simulated_data"))
     manifest = _manifest(study, manifests)
+    stamps = disclosure.stamps(simulated, study.comparison.allow_in_sample, study.release.disclosure)
+    drawn = _figures(study, tables, stamps)
     content = page.Page(
         title=study.study.title,
         simulated=study.study.simulated,
-        stamps=disclosure.stamps(simulated, study.comparison.allow_in_sample, study.release.disclosure),
+        stamps=stamps,
         tables=tables,
-        figures=figures,
+        figures=drawn,
         archive=_archive(manifests),
         choices=list(study.choices()),
         model=model,
@@ -38,7 +38,7 @@ def report(study: Study, machine: Machine, console: Console) -> Path:
     storage.write_text(json.dumps(manifest, indent=2, default=str) + "\n", study.release_folder / "manifest.json")
     path = study.release_folder / "report.html"
     storage.write_text(page.render(content), path)
-    console.say(f"report: {len(tables)} tables, {len(figures)} figures")
+    console.say(f"report: {len(tables)} tables, {len(drawn)} figures")
     return path
 
 
@@ -56,6 +56,14 @@ def _tables(study: Study) -> dict[str, pl.DataFrame]:
     for path in sorted((study.release_folder / "tables").glob("*.csv")):
         found[path.stem] = pl.read_csv(path, schema=schemas.columns(path.stem))
     return found
+
+
+def _figures(study: Study, tables: dict[str, pl.DataFrame], stamps: Sequence[str]) -> dict[str, str]:
+    """The figures as SVG: as they were released, or drawn once more where [release] formats leaves SVG out."""
+    if "svg" in study.release.formats:
+        released = sorted((study.release_folder / "figures").glob("*.svg"))
+        return {path.stem: path.read_text(encoding="utf-8") for path in released}
+    return {name: canvas.svg(figure) for name, figure in figures.draw(tables, stamps).items()}
 
 
 def _archive(manifests: dict[str, Any]) -> dict[str, dict[str, int]]:

@@ -15,11 +15,11 @@ from cohort_scorer import provenance, schemas, storage
 from cohort_scorer.errors import BundleError, EmptyCohortError
 from cohort_scorer.prediction import bundle, model_card, scores
 from cohort_scorer.prediction.bundle import NEW, network_name
-from cohort_scorer.prediction.integration import THRESHOLD_NAMES
+from cohort_scorer.prediction.integration import THRESHOLD_NAMES, passes_thresholds
 from cohort_scorer.provenance import Step
 from cohort_scorer.stages import Console, Machine, inputs
 from cohort_scorer.stages.index import judge_refused
-from cohort_scorer.study import THRESHOLDS, Study
+from cohort_scorer.study import Study
 
 
 def train(study: Study, machine: Machine, console: Console) -> Path:
@@ -70,12 +70,7 @@ def _training_patients(study: Study, cohort: pl.DataFrame) -> pl.DataFrame:
     section = study.require("train")
     sites = section.sites or cohort["site"].unique().sort().to_list()
     people = cohort.filter(pl.col("site").is_in(sites) & pl.col("cacs").is_not_null()).sort("site", "patient_id")
-    people = people.with_columns(
-        *(
-            (pl.col("cacs") >= threshold if threshold else pl.col("cacs") > 0).alias(name)
-            for name, threshold in zip(THRESHOLD_NAMES, THRESHOLDS, strict=True)
-        )
-    )
+    people = people.with_columns(passes_thresholds("cacs"))
     counts = [people[name].sum() for name in THRESHOLD_NAMES]
     smallest = min(min(count, len(people) - count) for count in counts)
     if smallest < 2 * section.folds:

@@ -11,7 +11,7 @@ from cohort_scorer.provenance import Step
 from cohort_scorer.reporting.release import publish
 from cohort_scorer.stages import Console, Machine, inputs
 from cohort_scorer.statistics import validation
-from cohort_scorer.study import THRESHOLDS, Study
+from cohort_scorer.study import THRESHOLDS, ModelSection, Study
 
 
 def validate(study: Study, machine: Machine, console: Console) -> Path:
@@ -29,7 +29,7 @@ def validate(study: Study, machine: Machine, console: Console) -> Path:
             "Run `cohort-scorer score`, or give [tables] cacs.",
         )
     inputs.refuse_unfit_origins(study, people)
-    rule = study.model.category_rule if study.model else "as given"
+    rule = (study.model or ModelSection()).category_rule
     found = validation.tables(
         people, inputs.categories(), str(rule), _cut_points(study), study.comparison.confidence_level
     )
