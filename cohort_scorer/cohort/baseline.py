@@ -31,9 +31,10 @@ def table(cohort: pl.DataFrame, categories: Sequence[str]) -> pl.DataFrame:
             rows += _numeric(variable, groups, cohort)
         elif cohort[variable].n_unique() <= _MAXIMUM_LEVELS and cohort[variable].dtype in (pl.String, pl.Boolean):
             rows += _levels(variable, groups, cohort)
-    types = {"variable": pl.String, "level": pl.String, "statistic": pl.String}
-    types |= dict.fromkeys([*categories, "overall"], pl.Float64)
-    return pl.DataFrame(rows, schema={**types, "missing": pl.Int64, "standardised_difference": pl.Float64})
+    texts = dict.fromkeys(["variable", "level", "statistic"], pl.String())
+    numbers = dict.fromkeys([*categories, "overall"], pl.Float64())
+    others = {"missing": pl.Int64(), "standardised_difference": pl.Float64()}
+    return pl.DataFrame(rows, schema={**texts, **numbers, **others})
 
 
 def _numeric(variable: str, groups: dict[str, pl.DataFrame], cohort: pl.DataFrame) -> Iterator[dict[str, object]]:
@@ -44,8 +45,8 @@ def _numeric(variable: str, groups: dict[str, pl.DataFrame], cohort: pl.DataFram
         "lower_quartile": pl.col(variable).quantile(0.25, "linear"),
         "upper_quartile": pl.col(variable).quantile(0.75, "linear"),
     }
-    moments = [
-        (people[variable].mean(), people[variable].var())
+    moments: list[tuple[float, float]] = [
+        people.select(pl.col(variable).mean().alias("mean"), pl.col(variable).var().alias("variance")).row(0)
         for people in groups.values()
         if people[variable].drop_nulls().len() > 1
     ]

@@ -40,7 +40,8 @@ def repair(probabilities: FloatArray) -> FloatArray:
 def class_probabilities(repaired: FloatArray) -> FloatArray:
     """(n, 3) repaired -> (n, 4): 1 - p0, p0 - p100, p100 - p400, p400; rows sum to 1."""
     edges = np.concatenate([np.ones((len(repaired), 1)), repaired, np.zeros((len(repaired), 1))], axis=1)
-    return edges[:, :-1] - edges[:, 1:]
+    shares: FloatArray = edges[:, :-1] - edges[:, 1:]
+    return shares
 
 
 def cut_grid(repaired: FloatArray, passed: NDArray[np.bool_]) -> pl.DataFrame:

@@ -15,9 +15,10 @@ def write(content: Mapping[str, Any]) -> str:
 
 ## What it is
 Three networks ({content["backbone"]}, {content["design"]}, {content["image_size"]} pixels a side) that tell from a
-frontal chest radiograph whether the coronary artery calcium score is above 0, at least 100, at least 400 Agatston units;
-and logistic models that join each with {", ".join(content["integrate"])}. {training["folds"]} fold networks per threshold
-score the training patients they were not trained on; refit networks score everybody else.
+frontal chest radiograph whether the coronary artery calcium score is above 0, at least 100, at least 400 Agatston
+units; and logistic models that join each with {", ".join(content["integrate"])}.
+{training["folds"]} fold networks per threshold score the training patients they were not trained on; refit networks
+score everybody else.
 
 ## Trained on
 {training["n_patients"]:,} patients of {", ".join(training["sites"])}, \

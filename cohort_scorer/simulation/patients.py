@@ -44,7 +44,7 @@ LOG_HAZARD_RATIOS = {
     "age_at_t0_years": float(np.log(1.03)),
     "male": float(np.log(1.3)),
 }
-MACE_PER_YEAR = 0.0078  # of a woman of AGE_MEAN_YEARS without calcium
+MACE_PER_YEAR = 0.015  # of a woman of AGE_MEAN_YEARS without calcium
 DEATH_PER_YEAR, DEATH_SHAPE, DEATH_LOG_HAZARD_RATIO_PER_YEAR = 0.0035, 1.3, 0.085
 LOSS_PER_YEAR = 0.02
 SHARE_REGISTERED_AFTER_LOSS = 0.10  # of the events after a patient was lost

@@ -22,7 +22,7 @@ def index(study: Study, machine: Machine, console: Console) -> Path:
     step = Step(study, "index")
     folder = study.patient_level / "index"
     if section.index:
-        return study.folder / section.index
+        return study.folder / str(section.index)
     listing = None
     if section.listing:
         path = study.folder / section.listing

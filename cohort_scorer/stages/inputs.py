@@ -7,9 +7,9 @@ import polars as pl
 from cohort_scorer import schemas, storage
 from cohort_scorer.cohort import identifiers
 from cohort_scorer.errors import BundleError, EmptyCohortError, InputTableError, StudyFileError
-from cohort_scorer.provenance import Step
 from cohort_scorer.prediction import scores as predicted
 from cohort_scorer.prediction.integration import passes_thresholds
+from cohort_scorer.provenance import Step
 from cohort_scorer.study import ModelSection, Study
 
 _FIRST_SHIFTED = date(2100, 1, 1)

@@ -51,7 +51,7 @@ def _cut_points(study: Study) -> dict[tuple[str, int], float]:
     if study.tables.scores or study.model is None:
         return {}
     grid = bundle.load(study.bundle, inputs.categories()).grid
-    found = {}
+    found: dict[tuple[str, int], float] = {}
     for exposure in validation.EXPOSURES:
         cuts = scores.cut_points(grid, exposure, NEW, study.model.category_rule)
         found |= {(exposure, threshold): cut for threshold, cut in zip(THRESHOLDS, cuts or (), strict=False)}
