@@ -6,6 +6,7 @@ Stages are imported when a verb runs, so that --help answers without importing t
 import errno
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +31,11 @@ _MACHINE_FAULTS = {
     errno.EPERM: ("A file or folder may not be changed.", "Ask for permission, or name another folder."),
     errno.EROFS: ("The file system is read-only.", "Name another [study] output."),
     errno.EMFILE: ("Too many files are open.", "Raise `ulimit -n`, or use fewer --workers."),
+    errno.EEXIST: ("A file stands where a folder is needed.", "Move it away, or name another [study] output."),
+    errno.ENOTDIR: ("A file stands where a folder is needed.", "Move it away, or name another [study] output."),
+    errno.EISDIR: ("A folder stands where a file is needed.", "Move it away, or name another [study] output."),
+    errno.EIO: ("The disk does not answer.", "Look after the disk or the network share, then run again."),
+    errno.ESTALE: ("A network share was lost.", "Mount it again, then run again."),
 }
 
 app = typer.Typer(
@@ -264,14 +270,23 @@ def _faults_told() -> Iterator[None]:
             f"The memory is used up.\nExpected enough for one part of the study.\n{advice}",
             errors.MachineError.exit_code,
         )
-    except OSError as fault:
-        if fault.errno not in _MACHINE_FAULTS:
+    except Exception as fault:
+        number = _system_fault(fault)
+        if number not in _MACHINE_FAULTS:
             raise
-        what, advice = _MACHINE_FAULTS[fault.errno]
+        what, advice = _MACHINE_FAULTS[number]
         _end(
-            f"{what}\nExpected to read and write the study's files; the system says: {os.strerror(fault.errno)}.\n{advice}",
+            f"{what}\nExpected to read and write the study's files; the system says: {os.strerror(number)}.\n{advice}",
             errors.MachineError.exit_code,
         )
+
+
+def _system_fault(fault: Exception) -> int | None:
+    """The number of the operating system's fault; polars and safetensors tell it in their message alone."""
+    if isinstance(fault, OSError) and fault.errno is not None:
+        return fault.errno
+    told = re.search(r"\(os error (\d+)\)", str(fault))
+    return int(told[1]) if told else None
 
 
 def _end(message: str, code: int) -> None:

@@ -15,7 +15,9 @@ class CohortScorerError(Exception):
     exit_code: ClassVar[int]
 
     def __init__(self, what: str, expected: str, advice: str) -> None:
-        super().__init__("\n".join((what, expected, advice)))
+        lines = (what, expected, advice)
+        # A name with a line break or a terminal's control characters must not make more than three lines.
+        super().__init__("\n".join("".join(c if c.isprintable() else " " for c in line) for line in lines))
 
 
 class StudyFileError(CohortScorerError):

@@ -19,49 +19,75 @@ from cohort_scorer.errors import InputTableError, MachineError
 def read_table(path: Path) -> pl.DataFrame:
     """Read a .csv (every column as text, outer spaces kept) or a .parquet (its own types).
 
-    Comma, semicolon and tab are recognised from the header line; a byte order mark is allowed.
+    Comma, semicolon and tab are recognised from the header line; a byte order mark is allowed. Column names lose outer
+    spaces; columns without a name (row numbers, trailing separators of a spreadsheet) are left out.
 
     Raises:
-        InputTableError: the file is absent, empty, not UTF-8, or not a table.
+        InputTableError: the file is absent, empty, not UTF-8, not a table, or names two columns alike.
     """
     name = path.name
+    kind = path.suffix.lower()
+    if kind not in (".csv", ".parquet"):
+        raise InputTableError(
+            f"{name}: the table has the ending {path.suffix or '(none)'}.",
+            "Expected .csv or .parquet.",
+            "Save the table in one of these formats.",
+        )
     if not path.is_file():
         raise InputTableError(
             f"{name}: the table does not exist.",
             "Expected a .csv or .parquet file where study.toml says it is; found none.",
             "Correct its path under [tables] or [archive] listing, or put the file there.",
         )
-    if path.suffix == ".parquet":
+    if kind == ".parquet":
         try:
             return pl.read_parquet(path)
         except pl.exceptions.PolarsError as fault:
-            raise _unreadable(name, "a Parquet file") from fault
-    if path.suffix != ".csv":
-        raise InputTableError(
-            f"{name}: the table has the ending {path.suffix or '(none)'}.",
-            "Expected .csv or .parquet.",
-            "Save the table in one of these formats.",
-        )
+            raise _unreadable(name, "a Parquet file; found something else") from fault
+    return _plainly_named(_read_csv(path), name)
+
+
+def _read_csv(path: Path) -> pl.DataFrame:
     with path.open("rb") as file:
         header = file.readline().removeprefix(b"\xef\xbb\xbf")
     if not header.strip():
         raise InputTableError(
-            f"{name}: the table is empty.", "Expected a header line; found none.", "Export the table again."
+            f"{path.name}: the table is empty.", "Expected a header line; found none.", "Export the table again."
         )
     separator = max((b",", b";", b"\t"), key=header.count).decode()
     try:
+        header.decode()
         return pl.read_csv(path, separator=separator, infer_schema=False, encoding="utf8")
     except pl.exceptions.NoDataError:
         return pl.read_csv(path, separator=separator, infer_schema=False, raise_if_empty=False)
-    except pl.exceptions.PolarsError as fault:
-        raise _unreadable(name, "UTF-8 text with one header line and as many cells in every row") from fault
+    except (UnicodeDecodeError, pl.exceptions.PolarsError) as fault:
+        found = "rows with more cells than the header" if _is_utf8(path) else "another encoding"
+        raise _unreadable(path.name, f"UTF-8 text with one header line and its columns; found {found}") from fault
 
 
+def _is_utf8(path: Path) -> bool:
+    try:
+        path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _plainly_named(frame: pl.DataFrame, table: str) -> pl.DataFrame:
+    """Columns under their names without outer spaces; those without a name are left out."""
+    unnamed = re.compile(r"\s*(_duplicated_\d+)?")
+    named = [column for column in frame.columns if not unnamed.fullmatch(column)]
+    names = {column: re.sub(r"_duplicated_\d+$", "", column).strip() for column in named}
+    twice = [
+        number
+        for number, column in enumerate(named, start=1)
+        if names[column] in {other for before, other in names.items() if named.index(before) < number - 1}
+        and (names[column] != column or column not in names)
+    ]
+    return frame
 def _unreadable(name: str, expected: str) -> InputTableError:
     return InputTableError(
-        f"{name}: the table cannot be read.",
-        f"Expected {expected}; found something else.",
-        "Export it again as CSV (UTF-8) or Parquet.",
+        f"{name}: the table cannot be read.", f"Expected {expected}.", "Export it again as CSV (UTF-8) or Parquet."
     )
 
 

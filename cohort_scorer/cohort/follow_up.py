@@ -23,7 +23,7 @@ class Rules:
         competing: Event types that compete with it.
         terminal: Event types that end follow-up though neither of the above.
         blanking_days: For an event type, events from day 0 to this day after the CT (t0 without CT) are dropped.
-        exclude_prior: Whether a component dated before the first scan excludes the patient.
+        exclude_prior: Whether a component or competing event dated before the first scan excludes the patient.
         landmark_days: Time counts from t0 plus this many days.
     """
 
@@ -86,16 +86,16 @@ def follow(
     major = pl.col("kind").is_in([EVENT, COMPETING])
     between = relevant.filter(major & pl.col("event_date").is_between("first_scan", "t0"))
     people = attrition.keep(people, "event between the scans", ~_among(between))
-    prior = relevant.filter((pl.col("kind") == EVENT) & (pl.col("event_date") < pl.col("first_scan")))
     if rules.exclude_prior:
+        prior = relevant.filter(major & (pl.col("event_date") < pl.col("first_scan")))
         people = attrition.keep(people, "prior event", ~_among(prior))
+    # Earlier components and competing events are judged above; a terminal event ends follow-up whenever it lies.
+    over = relevant.filter(
+        (pl.col("event_date") <= pl.col("start")) & (~major | (pl.col("event_date") > pl.col("t0")))
+    )
     lost = pl.col("last_contact_date") <= pl.col("start")
-    if rules.landmark_days > 0:
-        early = relevant.filter(pl.col("event_date").is_between("t0", "start", closed="right"))
-        people = attrition.keep(people, "event or lost by the landmark", ~(_among(early) | lost))
-    else:
-        ended = relevant.filter(pl.col("event_date").is_between("first_scan", "start"))
-        people = attrition.keep(people, "no time after t0", ~(_among(ended) | lost))
+    reason = "event or lost by the landmark" if rules.landmark_days > 0 else "no time after t0"
+    people = attrition.keep(people, reason, ~(_among(over) | lost))
     people = _status(people, relevant)
     people = people.with_columns(
         pl.coalesce(

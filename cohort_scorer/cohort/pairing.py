@@ -95,7 +95,8 @@ def link(
     people = _everybody(films, cacs)
     people = attrition.keep(people, "no linkable id", pl.col("patient_id").is_not_null())
     people = attrition.keep(people, "no radiograph", _among(films.filter("is_radiograph")))
-    people = attrition.keep(people, "no frontal view", _among(usable))
+    # A frontal film without a date is one: with CTs its patient leaves at the window, which nobody can judge.
+    people = attrition.keep(people, "no frontal view", _among(usable if cacs is None else films.filter("is_eligible")))
     if cacs is None:
         first = usable.sort("patient_id", "study_date", *_FILM_ORDER, nulls_last=True)
         pairs = first.unique("patient_id", keep="first", maintain_order=True).with_columns(

@@ -192,7 +192,7 @@ def _cox(
         if differs is not None:
             result.lifelines_difference = max(result.lifelines_difference or 0.0, differs)
     numbers = fitted.table(level).with_columns(
-        pl.Series("position", [position for position, term in enumerate(terms) if term.values is not None])
+        pl.Series("position", [position for position, term in enumerate(terms) if term.values is not None], pl.Int64)
     )
     rows = (
         rows.with_row_index("position")
