@@ -27,6 +27,7 @@ _TYPES: dict[str, pl.DataType] = {
     "datetime": pl.Datetime("us"),
 }
 _EXPECTED = {
+    "string": "text",
     "integer": "a whole number",
     "number": "a number with a decimal point",
     "boolean": "true or false",
@@ -113,7 +114,7 @@ def check(frame: pl.DataFrame, name: str, table: str) -> Checked:
             continue
         value = _cast(frame[column], field["type"])
         typed[column] = value
-        rule = f"must be {_EXPECTED.get(field['type'], 'text')}"
+        rule = f"must be {_EXPECTED[field['type']]}"
         faults.append((column, rule, pl.col(column).is_not_null() & value.is_null()))
         faults += [(column, rule, fault) for rule, fault in _constraints(column, value, field)]
     extras = [_inferred(frame[column]) for column in frame.columns if column not in typed]
@@ -149,6 +150,12 @@ def read(path: Path, name: str, faulty_rows: str, patient_level: Path) -> pl.Dat
     return checked.accepted
 
 
+def count_refused(name: str, patient_level: Path) -> int:
+    """How many rows of an input table the last `read` refused."""
+    kept = patient_level / f"refused_{name}.parquet"
+    return pl.read_parquet(kept, columns=["row"])["row"].n_unique() if kept.is_file() else 0
+
+
 def refusal_lines(checked: Checked, table: str, kept: str) -> tuple[str, str, str]:
     """The three lines that tell which rows of a table were refused, without any row's value."""
     refused = checked.refused
@@ -157,41 +164,53 @@ def refusal_lines(checked: Checked, table: str, kept: str) -> tuple[str, str, st
         refused.group_by("column", "rule").agg(pl.len().alias("n"), pl.col("row").min()).sort("n", "column", "rule")
     )
     worst = counts.row(-1, named=True)
-    others = f" ({len(counts) - 1} other rules broken too)" if len(counts) > 1 else ""
+    others = f", and other rules are broken too ({len(counts) - 1})" if len(counts) > 1 else ""
     return (
         f"{table}: {n_rows:,} of {len(checked.accepted) + n_rows:,} rows are refused.",
-        f"Expected: {worst['column']} {worst['rule']}; {worst['n']:,} rows differ, first row {worst['row']:,}{others}.",
+        f"Expected: {worst['column']} {worst['rule']}; found {worst['n']:,} rows that break this, "
+        f"the first is row {worst['row']:,}{others}.",
         f'Correct the extract, or set faulty_rows = "drop"; every refused row is in {kept}.',
     )
 
 
 def _require_columns(frame: pl.DataFrame, schema: dict[str, Any], table: str) -> None:
-    missing = [
-        field["name"]
-        for field in schema["fields"]
-        if field.get("constraints", {}).get("required") and field["name"] not in frame.columns
-    ]
+    declared = [field["name"] for field in schema["fields"]]
+    required = [field["name"] for field in schema["fields"] if field.get("constraints", {}).get("required")]
+    missing = [name for name in required if name not in frame.columns]
     if not missing:
         return
-    found = ", ".join(frame.columns[:12])
-    nearest = difflib.get_close_matches(missing[0], frame.columns, n=1)
+    # Without a header line the first patient stands where names should: only names that the schema knows are told.
+    known = [name for name in frame.columns if name in declared]
+    others = [name for name in frame.columns if name not in declared]
+    found = ", ".join(known) or "none of them"
     raise InputTableError(
-        f"{table}: {len(missing)} of the required columns missing: {', '.join(missing)}.",
-        f"Expected columns as `cohort-scorer schema {schema['name']}` lists them; found {found}.",
-        f"Rename {nearest[0]} to {missing[0]}." if nearest else f"Add the column {missing[0]}.",
+        f"{table}: {len(missing)} of {len(required)} required columns are missing: {', '.join(missing)}.",
+        f"Expected columns as `cohort-scorer schema {schema['name']}` lists them; found {found} and {len(others)} other.",
+        " ".join(_mending(name, others) for name in missing),
     )
+
+
+def _mending(name: str, others: list[str]) -> str:
+    spoken = {other.casefold(): other for other in others if not any(map(str.isdigit, other))}
+    nearest = difflib.get_close_matches(name, spoken, n=1)
+    return f"Rename {spoken[nearest[0]]} to {name}." if nearest else f"Add the column {name}."
 
 
 def _cast(series: pl.Series, kind: str) -> pl.Expr:
     column = pl.col(series.name)
+    dtype = series.dtype
+    if dtype.is_nested() or dtype in (pl.Binary, pl.Object):
+        return pl.lit(None, _TYPES[kind])
     if kind == "string":
-        return column.cast(pl.String).str.strip_chars()
+        # 123.0 is not the 123 that it once was: a column of numbers with a point is no text.
+        return pl.lit(None, pl.String) if dtype.is_float() else column.cast(pl.String).str.strip_chars()
     if kind == "date":
-        if series.dtype == pl.String:
+        if dtype == pl.String:
             return column.str.to_date("%Y-%m-%d", strict=False)
-        return column.cast(pl.Date, strict=False) if series.dtype.is_temporal() else pl.lit(None, pl.Date)
+        plain = dtype == pl.Date or (isinstance(dtype, pl.Datetime) and dtype.time_zone is None)
+        return column.cast(pl.Date) if plain else pl.lit(None, pl.Date)
     if kind == "boolean":
-        if series.dtype == pl.Boolean:
+        if dtype == pl.Boolean:
             return column
         return (
             column.cast(pl.String)
@@ -200,6 +219,8 @@ def _cast(series: pl.Series, kind: str) -> pl.Expr:
                 {"true": True, "1": True, "false": False, "0": False}, default=None, return_dtype=pl.Boolean
             )
         )
+    if dtype.is_temporal():
+        return pl.lit(None, _TYPES[kind])
     number = column.cast(pl.Float64, strict=False)
     number = pl.when(number.is_finite()).then(number)
     if kind == "integer":
@@ -252,7 +273,10 @@ def _inferred(series: pl.Series) -> pl.Series:
 
 
 def _refused(frame: pl.DataFrame, faults: list[tuple[str, str, pl.Series]], table: str) -> pl.DataFrame:
-    rows = frame.select(pl.all().cast(pl.String).name.prefix("value_")).with_row_index("row", offset=1)
+    plain = [
+        name for name, dtype in frame.schema.items() if not dtype.is_nested() and dtype not in (pl.Binary, pl.Object)
+    ]
+    rows = frame.select(pl.col(plain).cast(pl.String).name.prefix("value_")).with_row_index("row", offset=1)
     found = [
         rows.filter(fault).select(
             pl.lit(table).alias("table"),

@@ -4,6 +4,7 @@ Knows no schema and no study.
 """
 
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -75,16 +76,21 @@ def _is_utf8(path: Path) -> bool:
 
 def _plainly_named(frame: pl.DataFrame, table: str) -> pl.DataFrame:
     """Columns under their names without outer spaces; those without a name are left out."""
-    unnamed = re.compile(r"\s*(_duplicated_\d+)?")
-    named = [column for column in frame.columns if not unnamed.fullmatch(column)]
-    names = {column: re.sub(r"_duplicated_\d+$", "", column).strip() for column in named}
-    twice = [
-        number
-        for number, column in enumerate(named, start=1)
-        if names[column] in {other for before, other in names.items() if named.index(before) < number - 1}
-        and (names[column] != column or column not in names)
-    ]
-    return frame
+    renamed = re.compile(r"(.*)_duplicated_\d+", re.DOTALL)  # What polars makes of a name that occurs again.
+    names = []
+    for column in frame.columns:
+        again = renamed.fullmatch(column)
+        names.append((again[1] if again and again[1] in frame.columns else column).strip())
+    twice = [str(place) for place, name in enumerate(names, start=1) if name and name in names[: place - 1]]
+    if twice:
+        raise InputTableError(
+            f"{table}: {len(twice):,} of {len(names):,} columns have the name of another.",
+            f"Expected every column name once; found again: column {', '.join(twice[:12])}.",
+            "Rename or drop these columns.",
+        )
+    return frame.select(pl.col(column).alias(name) for column, name in zip(frame.columns, names, strict=True) if name)
+
+
 def _unreadable(name: str, expected: str) -> InputTableError:
     return InputTableError(
         f"{name}: the table cannot be read.", f"Expected {expected}.", "Export it again as CSV (UTF-8) or Parquet."

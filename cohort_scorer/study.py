@@ -13,7 +13,9 @@ from cohort_scorer.errors import StudyFileError
 THRESHOLDS = (0, 100, 400)
 """Agatston units; the three models answer CACS > 0, >= 100 and >= 400 (Hong et al., JCCT 2025)."""
 
+_FILE = "\0file"  # Not a key that a study file can have.
 CATEGORY_RULE = r"prevalence|youden|argmax|(sensitivity|specificity):0?\.\d+"
+CATEGORY_RULES = "prevalence, youden, argmax, sensitivity:0.90, specificity:0.90 or three numbers between 0 and 1"
 Probability = Annotated[float, Field(gt=0, lt=1)]
 Covariate = Literal["age_years", "sex", "bmi"]
 
@@ -149,7 +151,7 @@ class Study(_Section):
     comparison: ComparisonSection = ComparisonSection()
     audit: AuditSection | None = None
     release: ReleaseSection = ReleaseSection()
-    file: Annotated[Path, Field(exclude=True)]
+    file: Annotated[Path, Field(exclude=True, validation_alias=_FILE)]
 
     @property
     def folder(self) -> Path:
@@ -225,23 +227,16 @@ def load(path: Path) -> Study:
     Raises:
         StudyFileError: absent, not TOML, or faulty; all faults are told together.
     """
-    file = path / "study.toml" if path.is_dir() else path
+    file = path if path.suffix == ".toml" and not path.is_dir() else path / "study.toml"
     if not file.is_file():
         raise StudyFileError(
             "There is no study file here.",
-            f"Expected {file.name} in the folder named (default: the current folder); found none.",
+            "Expected a folder with a study.toml, or that file (default: the current folder); found none.",
             "Name the study's folder, or make one with `cohort-scorer simulate FOLDER`.",
         )
+    content = _toml(file)
     try:
-        content = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
-        raise StudyFileError(
-            f"{file.name}: the file is not valid TOML.",
-            f"Expected UTF-8 TOML; found: {str(fault).splitlines()[0]}.",
-            "Correct the line named; text stands in double quotes.",
-        ) from fault
-    try:
-        return Study.model_validate({**content, "file": file.resolve()})
+        return Study.model_validate({**content, _FILE: file.resolve()})
     except ValidationError as fault:
         faults = list({_place(error): _describe(error) for error in fault.errors()}.values())
         raise StudyFileError(
@@ -249,6 +244,19 @@ def load(path: Path) -> Study:
             "Expected and found: " + "; ".join(faults) + ".",
             "Correct each of them; all that could be found are listed.",
         ) from fault
+
+
+def _toml(file: Path) -> dict[str, Any]:
+    data = file.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    try:
+        return tomllib.loads(data.decode())
+    except UnicodeDecodeError as fault:
+        found = f"a character in another encoding (at line {data[: fault.start].count(bytes([10])) + 1})"
+        advice = "Save the file as UTF-8."
+    except tomllib.TOMLDecodeError as fault:
+        found = str(fault)[0].lower() + str(fault)[1:]
+        advice = "Correct the line named: text stands in double quotes; in a path, write / instead of \\."
+    raise StudyFileError(f"{file.name}: the file is not valid TOML.", f"Expected UTF-8 TOML; found: {found}.", advice)
 
 
 def _place(error: Any) -> str:
@@ -266,7 +274,11 @@ def _describe(error: Any) -> str:
         return f"{place} is unknown, {hint}"
     if error["type"] == "missing":
         return f"{place} is required"
-    return f"{place}: {error['msg'][0].lower() + error['msg'][1:]}, found {error['input']!r}"
+    if place == "[model] category_rule":
+        return f"{place}: expected {CATEGORY_RULES}"
+    if error["type"] == "model_type":
+        return f"{place} is a section: expected keys below a line [{location[0]}]"
+    return f"{place}: {error['msg'][0].lower() + error['msg'][1:]}, found {repr(error['input'])[:60]}"
 
 
 def _keys(location: list[str]) -> list[str]:

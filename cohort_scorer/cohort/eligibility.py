@@ -41,7 +41,9 @@ def age_years(birth: str, on: str) -> pl.Expr:
         on: Date column of the day.
     """
     born, day = pl.col(birth), pl.col(on)
-    before_birthday = (day.dt.month() * 100 + day.dt.day()) < (born.dt.month() * 100 + born.dt.day())
+    before_birthday = (day.dt.month() < born.dt.month()) | (
+        (day.dt.month() == born.dt.month()) & (day.dt.day() < born.dt.day())
+    )
     whole = day.dt.year().cast(pl.Int64) - born.dt.year().cast(pl.Int64) - before_birthday.cast(pl.Int64)
     since_birthday = day - born.dt.offset_by(pl.format("{}y", whole))
     return whole.cast(pl.Float64) + since_birthday.dt.total_days() / DAYS_PER_YEAR

@@ -1,14 +1,17 @@
 """check: study file, tables, bundle, identifiers; all faults at once; touches no pixel. Prints the plan."""
 
+import difflib
 from dataclasses import dataclass, field
 
 import polars as pl
 
+from cohort_scorer import schemas
 from cohort_scorer.cohort import identifiers
-from cohort_scorer.errors import CohortScorerError, InputTableError, MachineError
+from cohort_scorer.errors import CohortScorerError, InputTableError, MachineError, StudyFileError
 from cohort_scorer.prediction import bundle
 from cohort_scorer.provenance import Step
 from cohort_scorer.stages import inputs
+from cohort_scorer.stages.link import name_faults
 from cohort_scorer.stages.prognosis import event_rules
 from cohort_scorer.stages.run import steps
 from cohort_scorer.study import Study
@@ -47,8 +50,11 @@ def check(study: Study) -> Findings:
         if frame is not None:
             tables[name] = frame
             patients = frame["patient_id"].n_unique()
-            found.plan.append(f"{name}: {len(frame):,} rows, {patients:,} patients")
+            dropped = step.facts.get("rows_dropped", {}).get(name, 0)
+            faulty = f", {dropped:,} faulty rows dropped" if dropped else ""
+            found.plan.append(f"{name}: {len(frame):,} rows, {patients:,} patients{faulty}")
     _match(study, tables, found)
+    _names(study, tables, found)
     _outcome(study, tables, found)
     _bundle(study, found)
     _warnings(study, tables, found)
@@ -92,6 +98,14 @@ def _match(study: Study, tables: dict[str, pl.DataFrame], found: Findings) -> No
         )
         if rate.lost_zeros:
             found.faults.append(inputs.lost_zeros(name, label, rate))
+        elif not rate.n_matched:
+            found.faults.append(
+                InputTableError(
+                    f"{name}: none of {rate.n:,} patient ids occurs in {label}.",
+                    "Expected the same text in every table; found identifiers of another kind.",
+                    "Export the table again with the identifiers of the other tables.",
+                )
+            )
 
 
 def _known_patients(study: Study, tables: dict[str, pl.DataFrame]) -> tuple[pl.Series | None, str]:
@@ -102,6 +116,43 @@ def _known_patients(study: Study, tables: dict[str, pl.DataFrame]) -> tuple[pl.S
             pass  # Not indexed yet: the tables are compared with each other.
     first = next(iter(tables), None)
     return (tables[first]["patient_id"], first) if first else (None, "")
+
+
+def _names(study: Study, tables: dict[str, pl.DataFrame], found: Findings) -> None:
+    """Columns and event types that the study file names, where the table that should have them was read."""
+    clinical, events = tables.get("clinical"), tables.get("events")
+    unread = [name for name in ("clinical", "events") if getattr(study.tables, name) and name not in tables]
+    if study.cohort and not unread:
+        found.faults += name_faults(study, clinical, events)
+    if "clinical" in unread:
+        return
+    known = {*schemas.columns("cohort"), *schemas.columns("analysis_set"), "age_band"}
+    known.update([] if clinical is None else clinical.columns)
+    named = [("comparison", "adjust_for", study.comparison.adjust_for if study.outcome else [])]
+    named.append(("audit", "strata", study.audit.strata if study.audit else []))
+    for section, key, columns in named:
+        absent = [column for column in columns if column not in known]
+        if absent:
+            nearest = difflib.get_close_matches(absent[0], known, n=1)
+            found.faults.append(
+                StudyFileError(
+                    f"{study.file.name}: [{section}] {key} names {len(absent)} columns that do not exist: "
+                    f"{', '.join(absent)}.",
+                    "Expected sex, bmi, site or another column of the clinical table.",
+                    f"Did you mean {nearest[0]}?" if nearest else f"Correct [{section}] {key}.",
+                )
+            )
+    if study.train and study.cohort and clinical is not None:
+        sites = clinical["site"].drop_nulls().unique().sort().to_list()
+        absent = [site for site in study.train.sites if sites and site not in sites]
+        if absent:
+            found.faults.append(
+                StudyFileError(
+                    f"{study.file.name}: [train] sites names {len(absent)} sites that do not occur: {', '.join(absent)}.",
+                    f"Expected values of clinical.site; found {inputs.spoken(sites)}.",
+                    "Correct [train] sites.",
+                )
+            )
 
 
 def _outcome(study: Study, tables: dict[str, pl.DataFrame], found: Findings) -> None:

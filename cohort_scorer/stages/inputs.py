@@ -1,5 +1,6 @@
 """What several stages read: the study's tables, its films, its scores."""
 
+from collections.abc import Sequence
 from datetime import date
 
 import polars as pl
@@ -13,6 +14,13 @@ from cohort_scorer.provenance import Step
 from cohort_scorer.study import ModelSection, Study
 
 _FIRST_SHIFTED = date(2100, 1, 1)
+_CARRIED = {
+    "clinical": ("index", "cohort", "scores", "analysis_set", "follow_up", "events"),
+    "scores": ("analysis_set", "follow_up", "events"),
+}
+"""Tables whose extra columns travel on, and the tables that they travel into."""
+_COMPUTED = {"first_scan", "start", "kind", "age_band", "has_radiograph", "is_readable", "is_scored", "is_radiograph"}
+_SPOKEN_NAMES = 12
 
 
 def categories() -> tuple[str, ...]:
@@ -23,8 +31,11 @@ def categories() -> tuple[str, ...]:
 def table(study: Study, step: Step, name: str) -> pl.DataFrame | None:
     """An input table of [tables], checked against its schema, or None where the study has none.
 
+    Rows dropped under faulty_rows = "drop" are counted in the step's fact `rows_dropped`.
+
     Raises:
-        InputTableError: as `schemas.read`, or a year of 2100 or later without dates_shifted_per_subject.
+        InputTableError: as `schemas.read`; no row; an extra column with a name that the tool gives; or a year of 2100
+            or later without dates_shifted_per_subject.
     """
     given: str = getattr(study.tables, name)
     if not given:
@@ -32,6 +43,16 @@ def table(study: Study, step: Step, name: str) -> pl.DataFrame | None:
     path = study.folder / given
     frame = schemas.read(path, name, study.tables.faulty_rows, study.patient_level)
     step.read(path, given)
+    n_dropped = schemas.count_refused(name, study.patient_level)
+    if n_dropped:
+        step.facts.setdefault("rows_dropped", {})[name] = n_dropped
+    if frame.is_empty():
+        raise InputTableError(
+            f"{path.name}: the table has no rows ({n_dropped:,} refused).",
+            "Expected a header line and at least one row below it.",
+            f"Export the table again, or take {name} out of [tables].",
+        )
+    _refuse_reserved_names(frame, name, path.name)
     dates = [column for column, dtype in frame.schema.items() if dtype == pl.Date]
     late = frame.filter(pl.any_horizontal(pl.lit(False), *(pl.col(column) >= _FIRST_SHIFTED for column in dates)))
     if len(late) and not study.study.dates_shifted_per_subject:
@@ -41,6 +62,20 @@ def table(study: Study, step: Step, name: str) -> pl.DataFrame | None:
             "Correct the extract, or set dates_shifted_per_subject = true.",
         )
     return frame
+
+
+def _refuse_reserved_names(frame: pl.DataFrame, name: str, table: str) -> None:
+    """Extra columns are carried along: one named like a computed column would take its place."""
+    if name not in _CARRIED:
+        return
+    reserved = {column for other in _CARRIED[name] for column in schemas.columns(other)} | _COMPUTED
+    taken = [column for column in frame.columns if column in reserved - set(schemas.columns(name))]
+    if taken:
+        raise InputTableError(
+            f"{table}: {len(taken):,} extra columns have names that the tool gives: {', '.join(taken)}.",
+            "Expected other names for covariates; `cohort-scorer schema` lists the names in use.",
+            "Rename or drop these columns.",
+        )
 
 
 def required_table(study: Study, step: Step, name: str) -> pl.DataFrame:
@@ -192,6 +227,13 @@ def lost_zeros(name: str, known: str, rate: identifiers.Match) -> InputTableErro
     )
 
 
+def spoken(names: Sequence[str]) -> str:
+    """Names found in a table, for a message; their number alone where they are so many that they may be identifiers."""
+    if len(names) > _SPOKEN_NAMES:
+        return f"{len(names):,} different ones"
+    return ", ".join(names) or "none"
+
+
 def refuse_unfit_origins(study: Study, people: pl.DataFrame) -> None:
     """Stop where a score was made by a network that may have seen the patient.
 
@@ -204,8 +246,13 @@ def refuse_unfit_origins(study: Study, people: pl.DataFrame) -> None:
     counts = ", ".join(
         f"{count:,} {origin}" for origin, count in unfit.group_by("score_origin").len().sort("score_origin").iter_rows()
     )
+    advice = (
+        "Restore patient_level/training.key; or [model] trained_elsewhere = true, if no training patient can be here."
+    )
+    if study.tables.scores:
+        advice = "Give scores made out of fold, or by a model that never saw these patients."
     raise BundleError(
         f"{len(unfit):,} of {len(people):,} patients have scores that may be in-sample ({counts}).",
         "Expected score_origin oof or external: performance on training patients is not performance.",
-        "Restore patient_level/training.key; or [model] trained_elsewhere = true, if no training patient can be here.",
+        f"{advice} [comparison] allow_in_sample = true goes on and stamps every output.",
     )

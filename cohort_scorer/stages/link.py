@@ -1,13 +1,14 @@
 """link: films and tables -> one row per patient. Sees neither pixels nor scores nor outcomes."""
 
 import difflib
+from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
 
 from cohort_scorer import schemas, storage
 from cohort_scorer.cohort import baseline, identifiers, pairing
-from cohort_scorer.errors import EmptyCohortError, InputTableError, StudyFileError
+from cohort_scorer.errors import CohortScorerError, EmptyCohortError, InputTableError, StudyFileError
 from cohort_scorer.provenance import Step
 from cohort_scorer.reporting.release import publish
 from cohort_scorer.stages import Console, Machine, inputs
@@ -23,11 +24,15 @@ def link(study: Study, machine: Machine, console: Console) -> Path:
     cacs = inputs.table(study, step, "cacs")
     clinical = inputs.table(study, step, "clinical")
     events = inputs.table(study, step, "events") if section.exclude_between else None
-    _check_names(study, clinical, events)
+    for fault in name_faults(study, clinical, events):
+        raise fault
+    for name, count in step.facts.get("rows_dropped", {}).items():
+        console.say(f"dropped: {count:,} faulty rows of {name}")
+    known = "the scores" if study.tables.scores else "the index"
     for name, table in (("cacs", cacs), ("clinical", clinical)):
         rate = identifiers.match(films["patient_id"] if table is None else table["patient_id"], films["patient_id"])
         if rate.lost_zeros:
-            raise inputs.lost_zeros(name, "the archive", rate)
+            raise inputs.lost_zeros(name, known, rate)
     rules = pairing.Rules(
         section.maximum_days_between,
         section.pairing,
@@ -56,37 +61,37 @@ def link(study: Study, machine: Machine, console: Console) -> Path:
     return path
 
 
-def _check_names(study: Study, clinical: pl.DataFrame | None, events: pl.DataFrame | None) -> None:
+def name_faults(
+    study: Study, clinical: pl.DataFrame | None, events: pl.DataFrame | None
+) -> Iterator[CohortScorerError]:
+    """What [cohort] names and the tables do not have, or have in another form."""
     section = study.require("cohort")
-    known = [] if clinical is None else clinical.columns
+    columns = [] if clinical is None else clinical.columns
     for column in section.exclude_if:
-        if column not in known:
-            raise StudyFileError(*_unknown("exclude_if", column, known, "column of the clinical table"))
-        if clinical is not None and clinical[column].dtype not in (pl.Boolean, pl.Float64, pl.Int64, pl.Null):
-            raise InputTableError(
+        if clinical is None or column not in columns:
+            yield StudyFileError(*_unknown("exclude_if", column, columns, "a column of the clinical table"))
+        elif not _is_boolean(clinical[column]):
+            yield InputTableError(
                 f"clinical: the column {column}, named in [cohort] exclude_if, is not boolean.",
-                "Expected true and false (or 1 and 0) in it; found text.",
+                "Expected true and false, or 1 and 0; found other values.",
                 "Recode the column.",
             )
     types = [] if events is None else events["event_type"].unique().sort().to_list()
     for event_type in section.exclude_between:
         if event_type not in types:
-            raise StudyFileError(*_unknown("exclude_between", event_type, types, "event type of the events table"))
-    reserved = set(schemas.columns("index")) | set(schemas.columns("analysis_set")) | set(schemas.columns("scores"))
-    taken = sorted((set(known) & reserved) - set(schemas.columns("clinical")))
-    taken += sorted(set(known) & {"ct_date", "cacs", "days_between", "true_category"})
-    if taken:
-        raise InputTableError(
-            f"clinical: {len(taken)} columns have names that the tool gives: {', '.join(taken)}.",
-            "Expected other names for covariates; `cohort-scorer schema` lists the names in use.",
-            "Rename or drop these columns.",
-        )
+            yield StudyFileError(*_unknown("exclude_between", event_type, types, "an event_type of the events table"))
+
+
+def _is_boolean(series: pl.Series) -> bool:
+    if series.dtype.is_numeric():
+        return bool(series.drop_nulls().is_in([0, 1]).all())
+    return series.dtype == pl.Boolean or series.null_count() == len(series)
 
 
 def _unknown(key: str, name: str, known: list[str], kind: str) -> tuple[str, str, str]:
     nearest = difflib.get_close_matches(name, known, n=1)
     return (
         f"study.toml: [cohort] {key} names {name}, which does not occur.",
-        f"Expected a {kind}; found {', '.join(known[:12]) or 'none'}.",
+        f"Expected {kind}; found {inputs.spoken(known)}.",
         f"Did you mean {nearest[0]}?" if nearest else f"Correct [cohort] {key}.",
     )

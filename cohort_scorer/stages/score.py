@@ -27,6 +27,9 @@ def score(study: Study, machine: Machine, console: Console) -> Path:
     step.read(study.bundle / "bundle.json", "bundle.json")
     eligible = inputs.index(study).filter("eligible")
     refused = _run_networks(study, model, eligible, machine, console)
+    reasons = dict(refused.group_by("reason").len().sort("reason").iter_rows())
+    for reason, count in reasons.items():
+        console.say(f"refused: {count:,} {reason}")
     outputs = _outputs(study)
     films = eligible.join(outputs, on=_FILE, how="inner", suffix="_output", maintain_order="left")
     path = study.patient_level / "scores.parquet"
@@ -39,9 +42,6 @@ def score(study: Study, machine: Machine, console: Console) -> Path:
     scored = _scores(study, step, model, films)
     storage.write_parquet(scored, path)
     step.wrote(path)
-    reasons = dict(refused.group_by("reason").len().sort("reason").iter_rows())
-    for reason, count in reasons.items():
-        console.say(f"refused: {count:,} {reason}")
     origins = dict(scored.group_by("score_origin").len().sort("score_origin").iter_rows())
     console.say(
         f"score: {len(scored):,} radiographs scored (" + ", ".join(f"{n:,} {o}" for o, n in origins.items()) + ")"
