@@ -33,6 +33,7 @@ _MACHINE_FAULTS = {
     errno.EMFILE: ("Too many files are open.", "Raise `ulimit -n`, or use fewer --workers."),
     errno.EEXIST: ("A file stands where a folder is needed.", "Move it away, or name another [study] output."),
     errno.ENOTDIR: ("A file stands where a folder is needed.", "Move it away, or name another [study] output."),
+    errno.ENOTEMPTY: ("A folder that must be empty is not.", "Move what is in it away, or name another folder."),
     errno.EISDIR: ("A folder stands where a file is needed.", "Move it away, or name another [study] output."),
     errno.EIO: ("The disk does not answer.", "Look after the disk or the network share, then run again."),
     errno.ESTALE: ("A network share was lost.", "Mount it again, then run again."),

@@ -60,7 +60,7 @@ class Step:
     def forget_outputs(self) -> None:
         """Remove what an earlier run of this step released, so that nothing stale stands beside new results."""
         if self.path.is_file():
-            for name in json.loads(self.path.read_text(encoding="utf-8"))["outputs"]:
+            for name in _named_outputs(self.path):
                 (self.study.output / name).unlink(missing_ok=True)
             self.path.unlink()
 
@@ -90,3 +90,10 @@ class Step:
         }
         storage.write_text(json.dumps(manifest, indent=2, default=str) + "\n", self.path)
         return self.path
+
+
+def _named_outputs(manifest: Path) -> list[str]:
+    try:
+        return list(json.loads(manifest.read_text(encoding="utf-8"))["outputs"])
+    except (ValueError, KeyError, TypeError):
+        return []  # A manifest that somebody edited names nothing.

@@ -26,6 +26,7 @@ _TYPES: dict[str, pl.DataType] = {
     "date": pl.Date(),
     "datetime": pl.Datetime("us"),
 }
+_HEADERLESS = "Write the names of the columns into the first line."
 _EXPECTED = {
     "string": "text",
     "integer": "a whole number",
@@ -185,8 +186,9 @@ def _require_columns(frame: pl.DataFrame, schema: dict[str, Any], table: str) ->
     found = ", ".join(known) or "none of them"
     raise InputTableError(
         f"{table}: {len(missing)} of {len(required)} required columns are missing: {', '.join(missing)}.",
-        f"Expected columns as `cohort-scorer schema {schema['name']}` lists them; found {found} and {len(others)} other.",
-        " ".join(_mending(name, others) for name in missing),
+        f"Expected columns as `cohort-scorer schema {schema['name']}` lists them; "
+        f"found {found} and {len(others)} with other names.",
+        " ".join(_mending(name, others) for name in missing) if known else _HEADERLESS,
     )
 
 

@@ -55,10 +55,13 @@ def _read_csv(path: Path) -> pl.DataFrame:
         raise InputTableError(
             f"{path.name}: the table is empty.", "Expected a header line; found none.", "Export the table again."
         )
+    # A spreadsheet on an old Macintosh ends lines in a carriage return alone.
+    line_end = "\r" if b"\r" in header.strip() and b"\n" not in header else "\n"
+    header = header.split(line_end.encode())[0]
     separator = max((b",", b";", b"\t"), key=header.count).decode()
     try:
         header.decode()
-        return pl.read_csv(path, separator=separator, infer_schema=False, encoding="utf8")
+        return pl.read_csv(path, separator=separator, infer_schema=False, encoding="utf8", eol_char=line_end)
     except pl.exceptions.NoDataError:
         return pl.read_csv(path, separator=separator, infer_schema=False, raise_if_empty=False)
     except (UnicodeDecodeError, pl.exceptions.PolarsError) as fault:
@@ -133,10 +136,30 @@ def _atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         raise
 
 
+def read_own(path: Path) -> pl.DataFrame:
+    """Read a Parquet file that an earlier step wrote.
+
+    Raises:
+        MachineError: the file is damaged.
+    """
+    try:
+        return pl.read_parquet(path)
+    except pl.exceptions.PolarsError as fault:
+        raise MachineError(
+            f"{path.parent.name}/{path.name} is damaged.",
+            "Expected the Parquet file that an earlier step wrote; found something else.",
+            "Look after the disk, remove the file, and run the step that writes it again.",
+        ) from fault
+
+
 def read_parts(folder: Path) -> pl.DataFrame | None:
-    """All part-*.parquet of a folder in the order of their names, or None where there is none."""
+    """All part-*.parquet of a folder in the order of their names, or None where there is none.
+
+    Raises:
+        MachineError: one of them is damaged.
+    """
     parts = sorted(folder.glob("*part-*.parquet"))
-    return pl.concat([pl.read_parquet(part) for part in parts], how="vertical") if parts else None
+    return pl.concat([read_own(part) for part in parts], how="vertical") if parts else None
 
 
 @contextmanager

@@ -202,7 +202,7 @@ class Study(_Section):
             raise StudyFileError(
                 f"{self.file.name}: the section [{section}] is missing.",
                 f"Expected [{section}], which this step needs; found {', '.join(f'[{s}]' for s in self.sections)}.",
-                f"Add [{section}]; contract: its keys have defaults unless marked required.",
+                f"Add a line [{section}]; its keys have defaults, except those that the README marks required.",
             )
         return found
 

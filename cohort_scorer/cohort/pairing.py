@@ -17,7 +17,7 @@ class Rules:
     Attributes:
         maximum_days_between: Largest distance between radiograph and CT, in days, inclusive.
         pairing: `nearest`, `nearest_before` or `nearest_after`: the film's side of the CT.
-        minimum_age_years: Youngest age on study_date.
+        minimum_age_years: Youngest age on study_date; 0 asks for no age, and a missing one stays in.
         exclude_if: Boolean clinical columns that exclude.
         exclude_between: Event types that exclude when dated between the two scans, both days included.
     """
@@ -110,7 +110,7 @@ def link(
         people = attrition.keep(people, "no CACS in the window", _among(pairs))
     people = describe(pairs.join(people, on="patient_id", how="semi"), clinical)
     people = attrition.keep(
-        people, "age missing or under the minimum", (pl.col("age_years") >= rules.minimum_age_years).fill_null(False)
+        people, "age missing or under the minimum", (pl.col("age_years") >= rules.minimum_age_years).fill_null(rules.minimum_age_years == 0)
     )
     for column in rules.exclude_if:
         people = attrition.keep(people, f"exclude_if {column}", ~pl.col(column).cast(pl.Boolean).fill_null(False))

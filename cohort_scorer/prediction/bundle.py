@@ -145,12 +145,24 @@ def load(folder: Path, categories: Sequence[str]) -> Bundle:
         grid = pl.read_parquet(folder / "cut_grid.parquet")
         patients = pl.read_parquet(folder / "training_patients.parquet")
         bundle = Bundle(folder, content, layers, grid, patients)
-        complete = {(e, t, NEW) for e in EXPOSURES for t in THRESHOLD_NAMES} <= layers.keys() and bundle.networks
+        whole = _names_every_part(bundle, files)
     except (OSError, KeyError, TypeError, pl.exceptions.PolarsError) as fault:
         raise _damaged("a part of it is missing") from fault
-    if not complete:
-        raise _damaged("it lacks layers or networks")
+    if not whole:
+        raise _damaged("it lacks layers or networks, or does not name their files")
     return bundle
+
+
+def _names_every_part(bundle: Bundle, files: Mapping[str, str]) -> bool:
+    """Whether a layer and a verified network stand for each threshold, for new patients and for every fold."""
+    wanted = {(threshold, fold) for threshold in THRESHOLD_NAMES for fold in (NEW, *range(bundle.folds))}
+    needed = {"cut_grid.parquet", "training_patients.parquet"}
+    needed |= {f"{name}/{file}" for name in bundle.networks for file in ("config.json", "model.safetensors")}
+    return (
+        wanted <= set(bundle.networks.values())
+        and {(exposure, *key) for exposure in EXPOSURES for key in wanted} <= bundle.layers.keys()
+        and needed <= files.keys()
+    )
 
 
 def _verify(folder: Path, files: Mapping[str, str]) -> None:
@@ -174,10 +186,10 @@ def _damaged(found: str) -> BundleError:
 def origins(films: pl.DataFrame, bundle: Bundle, key: bytes | None, trained_elsewhere: bool) -> pl.DataFrame:
     """Tell for every film whether the bundle's networks had seen the patient.
 
-    A training patient is known again by (site, patient_id) or by the pixels of the film, and gets the fold that held
-    the patient out: `oof`. Others are `external`, but `unknown` where their site trained the bundle and none of the
-    site's patients is known again. Without the key nothing can be known: `unknown`, or `external` where the study says
-    that no training patient can be in this archive.
+    A training patient is known again by (site, patient_id) or by the pixels of any film, and gets, on every film, the
+    fold that held the patient out: `oof`. Others are `external`, but `unknown` where their site trained the bundle and
+    none of the site's patients is known again. Without the key nothing can be known: `unknown`, or `external` where the
+    study says that no training patient can be in this archive.
 
     Args:
         films: patient_id, site, pixel_sha256.
@@ -198,7 +210,10 @@ def origins(films: pl.DataFrame, bundle: Bundle, key: bytes | None, trained_else
         by_person.get(keyed_hash(key, site or "", patient or ""), by_pixels.get(keyed_hash(key, pixels)))
         for site, patient, pixels in films.select("site", "patient_id", "pixel_sha256").iter_rows()
     ]
-    known = films.with_columns(pl.Series("fold", folds, pl.Int64))
+    # One known film makes its patient known: a second film under a new pseudonym is no external film.
+    known = films.with_columns(pl.Series("fold", folds, pl.Int64)).with_columns(
+        pl.coalesce("fold", pl.when(pl.col("patient_id").is_not_null()).then(pl.col("fold").min().over("patient_id")))
+    )
     unrecognised = pl.col("site").is_in(bundle.content["training"]["sites"]) & ~(
         pl.col("fold").is_not_null().any().over("site")
     )

@@ -83,7 +83,9 @@ def fit(people: pl.DataFrame, names: Sequence[str], outcome: str) -> Layer:
     model = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000)
     model.fit((values - mean) / spread, passed)
     coefficients = model.coef_[0] / spread
-    if model.n_iter_[0] >= 1000 or not np.isfinite(coefficients).all():
+    linear = model.decision_function((values - mean) / spread)
+    separated = linear[passed].min() > linear[~passed].max()
+    if separated or model.n_iter_[0] >= 1000 or not np.isfinite(coefficients).all():
         raise ConvergenceError(
             f"The {' + '.join(names)} model did not converge in {len(complete):,} rows.",
             "Expected a maximum of the likelihood within 1,000 steps; found none.",

@@ -61,8 +61,11 @@ def key_results(tables: Mapping[str, pl.DataFrame]) -> Printed | None:
         ("audit_positivity", _audit),
     ):
         if table in tables and not tables[table].is_empty():
+            compared = set(columns)
             for heading, rows in canvas.groups(tables[table]):
-                columns.setdefault(heading, {}).update(reader(rows))
+                # The audit knows groups that no comparison has; they are in its own section.
+                if table != "audit_positivity" or not compared or heading in compared:
+                    columns.setdefault(heading, {}).update(reader(rows))
     labels = list(dict.fromkeys(label for found in columns.values() for label in found))
     if not labels:
         return None

@@ -35,7 +35,7 @@ def kaplan_meier(table: pl.DataFrame, at_risk: pl.DataFrame) -> Iterator[tuple[s
     if table.is_empty() or at_risk.is_empty():
         return
     years = float(at_risk.select(pl.col("time_years").max()).item())
-    table = table.filter(pl.col("time_days") <= years * YEAR_DAYS)
+    table = _until(table, years * YEAR_DAYS)
     exposures = [name for name in wording.EXPOSURES if name in table["exposure"]]
     for exposure in exposures:
         parts = canvas.groups(table.filter(pl.col("exposure") == exposure))
@@ -51,6 +51,15 @@ def kaplan_meier(table: pl.DataFrame, at_risk: pl.DataFrame) -> Iterator[tuple[s
             for key in exposures
         ]
         yield "kaplan_meier", _curves(beside, f"Cumulative events by true and predicted category: {name}", years)
+
+
+def _until(table: pl.DataFrame, days: float) -> pl.DataFrame:
+    """Rows up to a day; a curve that is followed beyond it is drawn to that day."""
+    keys = ["site", "score_origin", "exposure", "category"]
+    kept = table.filter(pl.col("time_days") <= days)
+    beyond = table.filter(pl.col("time_days") > days)
+    ends = kept.group_by(keys, maintain_order=True).last().join(beyond, on=keys, how="semi", nulls_equal=True)
+    return pl.concat([kept, ends.select(kept.columns).with_columns(pl.lit(days).alias("time_days"))])
 
 
 def _curves(parts: Sequence[tuple[str, pl.DataFrame, pl.DataFrame]], title: str, years: float) -> Figure:

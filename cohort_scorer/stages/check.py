@@ -43,7 +43,8 @@ def check(study: Study) -> Findings:
     tables = {}
     for name in _TABLES:
         try:
-            frame = inputs.table(study, step, name)
+            elsewhere = name == "scores" and study.tables.scores
+            frame = inputs.elsewhere(study, step) if elsewhere else inputs.table(study, step, name)
         except CohortScorerError as fault:
             found.faults.append(fault)
             continue
@@ -73,14 +74,15 @@ def _archive(study: Study, found: Findings) -> None:
                 "Correct [archive] root, or mount the folder.",
             )
         )
-    if study.archive.listing and not (study.folder / study.archive.listing).is_file():
-        found.faults.append(
-            InputTableError(
-                "The listing of the archive does not exist.",
-                "Expected the .csv or .parquet file that [archive] listing names; found none.",
-                "Correct [archive] listing.",
-            )
-        )
+    try:
+        if study.archive.listing:
+            path = study.folder / study.archive.listing
+            listing = schemas.read(path, "listing", study.tables.faulty_rows, study.patient_level)
+            found.plan.append(f"listing: {len(listing):,} files")
+        if study.archive.index:
+            found.plan.append(f"index of another study: {len(inputs.index(study)):,} files")
+    except CohortScorerError as fault:
+        found.faults.append(fault)
 
 
 def _match(study: Study, tables: dict[str, pl.DataFrame], found: Findings) -> None:
@@ -136,8 +138,7 @@ def _names(study: Study, tables: dict[str, pl.DataFrame], found: Findings) -> No
             nearest = difflib.get_close_matches(absent[0], known, n=1)
             found.faults.append(
                 StudyFileError(
-                    f"{study.file.name}: [{section}] {key} names {len(absent)} columns that do not exist: "
-                    f"{', '.join(absent)}.",
+                    f"{study.file.name}: [{section}] {key} names what is no column: {', '.join(absent)}.",
                     "Expected sex, bmi, site or another column of the clinical table.",
                     f"Did you mean {nearest[0]}?" if nearest else f"Correct [{section}] {key}.",
                 )
@@ -148,7 +149,7 @@ def _names(study: Study, tables: dict[str, pl.DataFrame], found: Findings) -> No
         if absent:
             found.faults.append(
                 StudyFileError(
-                    f"{study.file.name}: [train] sites names {len(absent)} sites that do not occur: {', '.join(absent)}.",
+                    f"{study.file.name}: [train] sites names what does not occur: {', '.join(absent)}.",
                     f"Expected values of clinical.site; found {inputs.spoken(sites)}.",
                     "Correct [train] sites.",
                 )

@@ -20,7 +20,7 @@ _CARRIED = {
 }
 """Tables whose extra columns travel on, and the tables that they travel into."""
 _COMPUTED = {"first_scan", "start", "kind", "age_band", "has_radiograph", "is_readable", "is_scored", "is_radiograph"}
-_SPOKEN_NAMES = 12
+_SPOKEN_NAMES = 30
 
 
 def categories() -> tuple[str, ...]:
@@ -72,7 +72,7 @@ def _refuse_reserved_names(frame: pl.DataFrame, name: str, table: str) -> None:
     taken = [column for column in frame.columns if column in reserved - set(schemas.columns(name))]
     if taken:
         raise InputTableError(
-            f"{table}: {len(taken):,} extra columns have names that the tool gives: {', '.join(taken)}.",
+            f"{table}: extra columns ({len(taken):,}) have names that the tool gives: {', '.join(taken)}.",
             "Expected other names for covariates; `cohort-scorer schema` lists the names in use.",
             "Rename or drop these columns.",
         )
@@ -138,8 +138,8 @@ def index(study: Study) -> pl.DataFrame:
     if found is None:
         raise EmptyCohortError(
             "There is no index of the archive.",
-            "Expected patient_level/index/part-*.parquet; found none.",
-            "Run `cohort-scorer index` first.",
+            "Expected part-*.parquet in patient_level/index, or where [archive] index says; found none.",
+            "Run `cohort-scorer index` first, or correct [archive] index.",
         )
     return found
 
@@ -177,7 +177,7 @@ def scores(study: Study, step: Step) -> pl.DataFrame:
             "Run `cohort-scorer score` first.",
         )
     step.read(path, "patient_level/scores.parquet")
-    return pl.read_parquet(path)
+    return storage.read_own(path)
 
 
 def _categorised(study: Study, given: pl.DataFrame) -> pl.DataFrame:
@@ -185,7 +185,7 @@ def _categorised(study: Study, given: pl.DataFrame) -> pl.DataFrame:
     path = study.patient_level / "cohort.parquet"
     truth = pl.DataFrame(schema={"image_id": pl.String, "cacs": pl.Float64})
     if path.is_file():
-        truth = pl.read_parquet(path).select("image_id", "cacs").drop_nulls()
+        truth = storage.read_own(path).select("image_id", "cacs").drop_nulls()
     passed = truth.select("image_id", *passes_thresholds("cacs"))
     rule = (study.model or ModelSection()).category_rule
     return predicted.categorise_given(given, passed, rule, categories())
@@ -196,7 +196,7 @@ def unreadable(study: Study) -> pl.DataFrame:
     parts = sorted((study.patient_level / "refusals").glob("score-*.parquet"))
     if study.tables.scores or not parts:
         return pl.DataFrame(schema={"image_id": pl.String})
-    refused = pl.concat([pl.read_parquet(part) for part in parts])
+    refused = pl.concat([storage.read_own(part) for part in parts])
     return index(study).join(refused, on=["root", "uri"], how="semi").select("image_id")
 
 
@@ -214,7 +214,7 @@ def cohort(study: Study, step: Step) -> pl.DataFrame:
             "Run `cohort-scorer link` first.",
         )
     step.read(path, "patient_level/cohort.parquet")
-    return pl.read_parquet(path)
+    return storage.read_own(path)
 
 
 def lost_zeros(name: str, known: str, rate: identifiers.Match) -> InputTableError:

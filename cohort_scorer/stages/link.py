@@ -84,7 +84,7 @@ def name_faults(
 
 def _is_boolean(series: pl.Series) -> bool:
     if series.dtype.is_numeric():
-        return bool(series.drop_nulls().is_in([0, 1]).all())
+        return bool(((series == 0) | (series == 1)).drop_nulls().all())
     return series.dtype == pl.Boolean or series.null_count() == len(series)
 
 

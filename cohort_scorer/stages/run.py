@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cohort_scorer import study as study_file
+from cohort_scorer.errors import ConvergenceError
 from cohort_scorer.stages import Console, Machine
 from cohort_scorer.stages.audit import audit
 from cohort_scorer.stages.index import index
@@ -40,11 +41,22 @@ def steps(study: Study) -> Iterator[tuple[str, Stage]]:
 
 
 def run(study: Study, machine: Machine, console: Console) -> Path:
-    """Run the steps in order and give the path of the report."""
-    path = study.file
+    """Run the steps in order and give the path of the report.
+
+    A model that did not converge has its rows, without numbers, in tables that are whole: the report is made, then the
+    fault is told.
+    """
+    path, late = study.file, None
     for name, stage in steps(study):
         console.say(f"--- {name}")
-        path = stage(study, machine, console)
+        try:
+            path = stage(study, machine, console)
+        except ConvergenceError as fault:
+            if name != "prognosis":
+                raise
+            late = fault
+    if late:
+        raise late
     return path
 
 

@@ -1,8 +1,10 @@
 """The groups every table is given for: each site and score origin, and all of them together beside their parts."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import polars as pl
+
+from cohort_scorer import schemas
 
 ALL = "all"
 
@@ -23,3 +25,8 @@ def labelled(frame: pl.DataFrame, **columns: object) -> pl.DataFrame:
         *(pl.lit(value, None if value is not None else pl.String).alias(name) for name, value in columns.items()),
         pl.all(),
     )
+
+
+def joined(parts: Sequence[pl.DataFrame], name: str) -> pl.DataFrame:
+    """The parts of a table under one another; without parts, its columns and no row."""
+    return pl.concat(parts, how="diagonal_relaxed") if parts else pl.DataFrame(schema=schemas.columns(name))

@@ -263,6 +263,9 @@ def _terms(
             continue
         text = column.cast(pl.String)
         levels = text.unique().sort().to_list()
+        if len(levels) == 1:
+            terms.append(_Term(None, name, levels[0], len(group), int(event.sum()), False, None))
+            continue
         terms += [_level(None, name, value, (text == value).to_numpy(), event, value == levels[0]) for value in levels]
     return terms
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from cohort_scorer.statistics import prevalence, proportions
-from cohort_scorer.statistics.groups import by_site_and_origin, labelled
+from cohort_scorer.statistics.groups import by_site_and_origin, joined, labelled
 
 EXPOSURES = ("cxr", "integrated")
 _OVERALL = "overall"
@@ -42,7 +42,7 @@ def tables(
         level: Confidence level.
     """
     positive = categories[[0, 100, 400].index(threshold) + 1 :]
-    coverage = pl.concat([_coverage(part, level, *place) for *place, part in _strata(people, strata)])
+    coverage = [_coverage(part, level, stratum, name) for stratum, name, part in _strata(people, strata)]
     positivity, adjusted = [], []
     for site, origin, group in by_site_and_origin(people.filter("is_scored")):
         for exposure in EXPOSURES:
@@ -55,11 +55,8 @@ def tables(
                 place |= {"stratum": stratum, "level": name}
                 positivity.append(labelled(_positivity(n_positive, len(part), level), **place))
                 adjusted.append(labelled(_prevalence(n_positive, len(part), accuracy.get(exposure), level), **place))
-    return {
-        "audit_coverage": coverage,
-        "audit_positivity": pl.concat(positivity, how="diagonal_relaxed"),
-        "audit_prevalence": pl.concat(adjusted, how="diagonal_relaxed"),
-    }
+    found = {"audit_coverage": coverage, "audit_positivity": positivity, "audit_prevalence": adjusted}
+    return {name: joined(parts, name) for name, parts in found.items()}
 
 
 def _strata(people: pl.DataFrame, strata: Sequence[str]) -> Iterator[tuple[str, str | None, pl.DataFrame]]:
@@ -84,12 +81,13 @@ def _coverage(part: pl.DataFrame, level: float, stratum: str, name: str | None) 
         "upper": float(upper),
         "uptake": None,
     }
-    return labelled(pl.DataFrame([row], schema_overrides={"uptake": pl.Float64}), stratum=stratum, level=name)
+    frame = pl.DataFrame([row], schema_overrides={"uptake": pl.Float64}).fill_nan(None)
+    return labelled(frame, stratum=stratum, level=name)
 
 
 def _positivity(n_positive: int, n: int, level: float) -> pl.DataFrame:
     estimate, lower, upper = proportions.wilson(n_positive, n, level)
-    row = {"n": n, "n_positive": n_positive}
+    row: dict[str, float] = {"n": n, "n_positive": n_positive}
     row |= {"positivity": float(estimate), "lower": float(lower), "upper": float(upper)}
     return pl.DataFrame([row]).fill_nan(None)
 

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from cohort_scorer.statistics import agreement, calibration, discrimination
-from cohort_scorer.statistics.groups import ALL, by_site_and_origin, labelled
+from cohort_scorer.statistics.groups import by_site_and_origin, joined, labelled
 
 EXPOSURES = ("cxr", "integrated", "clinical")
 _THRESHOLDS = {"gt0": 0, "ge100": 100, "ge400": 400}
@@ -74,8 +74,8 @@ def tables(
                     found["crosstab"].append(labelled(_crosstab(classified, exposure, categories), **key))
                     agreed = agreement.agreement(classified["true_code"], classified[exposure], 4, level)
                     found["agreement"].append(labelled(agreed, **key))
-        found["discrimination_tests"] += [labelled(part, **place) for part in _tests(group, origin, level)]
-    return {name: pl.concat(parts, how="diagonal_relaxed") for name, parts in found.items() if parts}
+        found["discrimination_tests"] += [labelled(part, **place) for part in _tests(group, level)]
+    return {name: joined(parts, name) for name, parts in found.items()}
 
 
 _NAMES = (
@@ -113,8 +113,9 @@ def _auc_row(found: discrimination.AUC, fold: str | None, brier: float | None) -
     return pl.DataFrame([row], schema={"fold": pl.String, "n": pl.Int64, "n_positive": pl.Int64, **numbers})
 
 
-def _tests(group: pl.DataFrame, origin: str, level: float) -> Iterator[pl.DataFrame]:
-    """Paired differences; p stays empty for out-of-fold scores, where the test rejects 16-25 % under the null."""
+def _tests(group: pl.DataFrame, level: float) -> Iterator[pl.DataFrame]:
+    """Paired differences; p only where every score is external: out of fold, 16-25 % would reject under the null."""
+    is_external = (group["score_origin"] == "external").all()
     for name, threshold in _THRESHOLDS.items():
         for exposure_b, exposure_a in combinations(("clinical", "cxr", "integrated"), 2):
             rows = group.drop_nulls([f"{exposure_a}_{name}", f"{exposure_b}_{name}"])
@@ -125,9 +126,8 @@ def _tests(group: pl.DataFrame, origin: str, level: float) -> Iterator[pl.DataFr
                 outcome, rows[f"{exposure_a}_{name}"], rows[f"{exposure_b}_{name}"], level
             )
             row = {"threshold": threshold, "exposure_a": exposure_a, "exposure_b": exposure_b, **asdict(found)}
-            if origin in ("oof", ALL):
-                row["p"] = None
-            yield pl.DataFrame([row])
+            numbers = {"p": found.p if is_external else None}
+            yield pl.DataFrame([row | numbers], schema_overrides={"p": pl.Float64})
 
 
 def _operating_points(

@@ -34,12 +34,14 @@ def link(films, cacs, clinical, events, rules):
             lambda name: facts[name]["age_years"] is None or facts[name]["age_years"] < rules["minimum_age_years"],
         )
     )
-    for column in rules["exclude_if"]:
-        steps.append((f"exclude_if {column}", lambda name, column=column: facts[name][column] is True))
-    for kind in rules["exclude_between"]:
-        steps.append(
-            (f"exclude_between {kind}", lambda name, kind=kind: _between(chosen[name], events, name, kind)),
-        )
+    steps += [
+        (f"exclude_if {column}", lambda name, column=column: facts[name][column] is True)
+        for column in rules["exclude_if"]
+    ]
+    steps += [
+        (f"exclude_between {kind}", lambda name, kind=kind: _between(chosen[name], events, name, kind))
+        for kind in rules["exclude_between"]
+    ]
     left, attrition = _exclude(list(people), steps)
     cohort = [{"patient_id": name, **facts[name]} for name in sorted(left)]
     return cohort, attrition
@@ -144,80 +146,81 @@ def follow(cohort, unreadable, scored, last_contacts, events, rules):
     """Cohort rows, image_ids refused and scored, and tables -> (analysis set, attrition, n_blanked, n_late)."""
     rows = {row["patient_id"]: dict(row) for row in cohort}
     last = {row["patient_id"]: row["last_contact_date"] for row in last_contacts}
-    used, n_blanked, n_late = {name: [] for name in rows}, 0, 0
+    used, n_blanked, n_late = {}, 0, 0
     for name, row in rows.items():
         scans = [day for day in (row["study_date"], row["ct_date"]) if day]
         row["first"], row["t0"] = min(scans), max(scans)
         row["start"] = row["t0"] + timedelta(days=rules["landmark_days"])
         # Blanked and late events are counted in the people whose follow-up is looked at.
-        if name not in last or row["image_id"] in unreadable or row["image_id"] not in scored:
-            continue
-        for event in events:
-            kind = _kind(event["event_type"], rules)
-            if event["patient_id"] != name or kind is None:
-                continue
-            since = (event["event_date"] - (row["ct_date"] or row["t0"])).days
-            if 0 <= since <= rules["blanking_days"].get(event["event_type"], -1):
-                n_blanked += 1
-            elif event["event_date"] > last[name]:
-                n_late += 1
-            else:
-                used[name].append((event["event_date"], kind, event["event_type"]))
+        if name in last and row["image_id"] not in unreadable and row["image_id"] in scored:
+            used[name], blanked, late = _used_events(row, last[name], events, rules)
+            n_blanked, n_late = n_blanked + blanked, n_late + late
 
-    def has(name, kinds, first_day, last_day):
-        return any(kind in kinds and first_day <= day <= last_day for day, kind, _ in used[name])
-
-    def ended(name):
-        """Time is not positive: follow-up ended by the start, or an event after t0 came by the landmark."""
-        row = rows[name]
-        day = timedelta(days=1)
-        return (
-            last[name] <= row["start"]
-            or any(kind == "terminal" and day <= row["start"] for day, kind, _ in used[name])
-            or has(name, ("component", "competing"), row["t0"] + day, row["start"])
-        )
+    def has(name, kinds, is_then):
+        return any(kind in kinds and is_then(day, rows[name]) for day, kind, _ in used[name])
 
     major = ("component", "competing")
     steps = [
         ("unreadable", lambda name: rows[name]["image_id"] in unreadable),
         ("no score", lambda name: rows[name]["image_id"] not in scored),
         ("no follow-up", lambda name: name not in last),
-        ("event between the scans", lambda name: has(name, major, rows[name]["first"], rows[name]["t0"])),
+        ("event between the scans", lambda name: has(name, major, lambda day, row: row["first"] <= day <= row["t0"])),
     ]
     if rules["exclude_prior"]:
-        steps.append(
-            ("prior event", lambda name: any(k in major and day < rows[name]["first"] for day, k, _ in used[name]))
+        steps.append(("prior event", lambda name: has(name, major, lambda day, row: day < row["first"])))
+    steps.append(
+        (
+            "event or lost by the landmark" if rules["landmark_days"] > 0 else "no time after t0",
+            lambda name: (
+                last[name] <= rows[name]["start"]
+                or has(name, ("terminal",), lambda day, row: day <= row["start"])
+                or has(name, major, lambda day, row: row["t0"] < day <= row["start"])
+            ),
         )
-    reason = "event or lost by the landmark" if rules["landmark_days"] > 0 else "no time after t0"
-    steps.append((reason, ended))
+    )
     left, attrition = _exclude(list(rows), steps)
-    analysis = []
-    for name in sorted(left):
-        row = rows[name]
-        end, status, component = last[name], 0, None
-        after = [event for event in used[name] if event[0] > row["start"]]
-        if after:
-            rank = ("component", "competing", "terminal")
-            # Two components on one day: methods.md is silent; the first in the alphabet names the day.
-            end, kind, event_type = min(after, key=lambda event: (event[0], rank.index(event[1]), event[2]))
-            status = {"component": 1, "competing": 2, "terminal": 0}[kind]
-            component = event_type if kind == "component" else None
-        age = (
-            age_on(row["birth_date"], row["t0"])
-            if row["birth_date"]
-            else row["age_years"] + (row["t0"] - row["study_date"]).days / 365.25
-        )
-        analysis.append(
-            {
-                "patient_id": name,
-                "t0": row["t0"],
-                "time_days": (end - row["start"]).days,
-                "status": status,
-                "first_component": component,
-                "age_at_t0_years": age,
-            }
-        )
-    return analysis, attrition, n_blanked, n_late
+    return [_course(rows[name], last[name], used[name]) for name in sorted(left)], attrition, n_blanked, n_late
+
+
+def _used_events(row, last_contact, events, rules):
+    """Events of one patient as (day, kind, type), less blanked ones and those after the last contact, both counted."""
+    used, n_blanked, n_late = [], 0, 0
+    for event in events:
+        kind = _kind(event["event_type"], rules)
+        if event["patient_id"] != row["patient_id"] or kind is None:
+            continue
+        since = (event["event_date"] - (row["ct_date"] or row["t0"])).days
+        if 0 <= since <= rules["blanking_days"].get(event["event_type"], -1):
+            n_blanked += 1
+        elif event["event_date"] > last_contact:
+            n_late += 1
+        else:
+            used.append((event["event_date"], kind, event["event_type"]))
+    return used, n_blanked, n_late
+
+
+def _course(row, last_contact, used):
+    """One row of the analysis set."""
+    end, status, component = last_contact, 0, None
+    after = [event for event in used if event[0] > row["start"]]
+    if after:
+        rank = ("component", "competing", "terminal")
+        # Two components on one day: methods.md is silent; the first in the alphabet names the day.
+        end, kind, event_type = min(after, key=lambda event: (event[0], rank.index(event[1]), event[2]))
+        status = {"component": 1, "competing": 2, "terminal": 0}[kind]
+        component = event_type if kind == "component" else None
+    if row["birth_date"]:
+        age = age_on(row["birth_date"], row["t0"])
+    else:
+        age = row["age_years"] + (row["t0"] - row["study_date"]).days / 365.25
+    return {
+        "patient_id": row["patient_id"],
+        "t0": row["t0"],
+        "time_days": (end - row["start"]).days,
+        "status": status,
+        "first_component": component,
+        "age_at_t0_years": age,
+    }
 
 
 def _kind(event_type, rules):

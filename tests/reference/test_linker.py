@@ -76,7 +76,9 @@ def random_study(draw: random.Random, n_patients: int) -> dict:
             ct = day(-400, 0, 0, 0, 1, 180, 250)
             cacs[name, ct] = draw.choice((0.0, 0.5, 50.0, 99.9, 100.0, 399.9, 400.0, 2000.0))
         if draw.random() < 0.9:
-            born = draw.choice((date(1960, 2, 29), date(1998, 2, 28), date(1998, 3, 1), date(1961, 7, 1), None, None))
+            born = draw.choice(
+                (date(1960, 2, 29), date(1998, 2, 28), date(1998, 3, 1), date(1950, 7, 1), date(1961, 7, 1), None)
+            )
             clinical.append(
                 {
                     "patient_id": name,
@@ -87,14 +89,14 @@ def random_study(draw: random.Random, n_patients: int) -> dict:
                     "height_cm": draw.choice((None, 1.7, 171.0)),
                     "weight_kg": draw.choice((None, 82.5)),
                     "site": draw.choice(("A", "B", None)),
-                    "prior_pci": draw.choice((True, False, False, False, None)),
+                    "prior_pci": draw.choice((True, False, False, False, False, None)),
                 }
             )
-        for _ in range(draw.choice((0, 0, 1, 2, 4))):
-            near = (*OFFSETS, 60, 90, 91, 210, 211, 500, 800)
+        for _ in range(draw.choice((0, 0, 0, 1, 2, 3))):
+            near = (*OFFSETS, 60, 90, 91, 210, 211, 500, 500, 600, 600, 700, 799, 800, 801)
             events.append({"patient_id": name, "event_type": draw.choice(EVENT_TYPES), "event_date": day(*near)})
         if draw.random() < 0.93:
-            contact = day(0, 30, 180, 210, 500, 800, 800, 800, 800)
+            contact = day(0, 30, 180, 210, 500, 800, 800, 800, 800, 800)
             contacts.append({"patient_id": name, "last_contact_date": contact})
     return {
         "films": films,

@@ -69,9 +69,7 @@ def films(text: str, patient: str = "1") -> pl.DataFrame:
 def cacs(text: str, patient: str = "1") -> pl.DataFrame:
     """`2020-01-31 100; 2021-01-31 0.5` -> the table cacs; a date alone has the score 100."""
     found = [(patient, day(words[0]), float(words[1]) if words[1:] else 100.0) for words in map(str.split, parts(text))]
-    return pl.DataFrame(
-        found, schema={"patient_id": pl.String, "ct_date": pl.Date, "cacs": pl.Float64}, orient="row"
-    )
+    return pl.DataFrame(found, schema={"patient_id": pl.String, "ct_date": pl.Date, "cacs": pl.Float64}, orient="row")
 
 
 def events(text: str, patient: str = "1") -> pl.DataFrame:
@@ -114,7 +112,7 @@ def why(attrition: pl.DataFrame) -> str:
 def follow(film: str, ct: str, the_events: str, last_contact: str, **rules: object) -> follow_up.FollowUp:
     """What becomes of one patient with this film, this CT, these events and this last contact (empty: none)."""
     defaults = {
-        "components": ["mi", "cardiac_death", "revascularization"],
+        "components": ["mi", "cardiac_death", "pci"],
         "competing": ["other_death"],
         "terminal": ["transplant"],
         "blanking_days": {},

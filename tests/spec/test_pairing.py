@@ -1,23 +1,24 @@
 """Which CT, which film: methods.md section 1, items 1 to 3, one small table after another."""
 
+import polars as pl
 import pytest
 from clinical_tables import cacs, clinical, day, events, films, link, named
 
 # The CT of 2020-07-01; 2020-01-03 is 180 days before it, 2020-12-28 is 180 days after it.
 DISTANCE = named(
     """
-    case                          | pairing        | film         | days between
-    same day                      | nearest        | a 2020-07-01 |    0
-    film 180 days before          | nearest        | a 2020-01-03 | -180
-    film 181 days before          | nearest        | a 2020-01-02 | out
-    film 180 days after           | nearest        | a 2020-12-28 |  180
-    film 181 days after           | nearest        | a 2020-12-29 | out
-    before wanted, film before    | nearest_before | a 2020-06-30 |   -1
-    before wanted, film same day  | nearest_before | a 2020-07-01 |    0
-    before wanted, film after     | nearest_before | a 2020-07-02 | out
-    after wanted, film after      | nearest_after  | a 2020-07-02 |    1
-    after wanted, film same day   | nearest_after  | a 2020-07-01 |    0
-    after wanted, film before     | nearest_after  | a 2020-06-30 | out
+    case                         | pairing        | film         | days between
+    same day                     | nearest        | a 2020-07-01 | 0
+    film 180 days before         | nearest        | a 2020-01-03 | -180
+    film 181 days before         | nearest        | a 2020-01-02 | out
+    film 180 days after          | nearest        | a 2020-12-28 | 180
+    film 181 days after          | nearest        | a 2020-12-29 | out
+    before wanted, film before   | nearest_before | a 2020-06-30 | -1
+    before wanted, film same day | nearest_before | a 2020-07-01 | 0
+    before wanted, film after    | nearest_before | a 2020-07-02 | out
+    after wanted, film after     | nearest_after  | a 2020-07-02 | 1
+    after wanted, film same day  | nearest_after  | a 2020-07-01 | 0
+    after wanted, film before    | nearest_after  | a 2020-06-30 | out
     """
 )
 
@@ -35,16 +36,16 @@ def test_the_window_is_180_days_on_the_wanted_side_both_ends_included(case):
 # One CT on 2020-07-01, several films.
 WHICH_FILM = named(
     """
-    case                                       | films                                                   | chosen
-    the nearer                                 | a 2020-06-20; b 2020-07-05                              | b
-    tie: the one before the CT                 | a 2020-07-06; b 2020-06-26                              | b
-    two on one day: the earlier                | a 2020-06-20 17:30:00; b 2020-06-20 08:00:00            | b
-    two on one day: no time comes last         | a 2020-06-20; b 2020-06-20 23:59:59                     | b
-    two on one day without times: the image_id | b 2020-06-20; a 2020-06-20                              | a
-    the same minute: the image_id              | b 2020-06-20 08:00:00; a 2020-06-20 08:00:00            | a
-    before the CT goes before the time of day  | a 2020-07-06 01:00:00; b 2020-06-26 23:00:00            | b
-    a lateral nearer than a frontal            | a 2020-07-01 lateral; b 2020-05-01                      | b
-    nearest though far: the frontal at day 180 | a 2020-07-02 lateral; b 2020-12-28; c 2020-12-29        | b
+    case                                       | films                                            | chosen
+    the nearer                                 | a 2020-06-20; b 2020-07-05                       | b
+    tie: the one before the CT                 | a 2020-07-06; b 2020-06-26                       | b
+    two on one day: the earlier                | a 2020-06-20 17:30:00; b 2020-06-20 08:00:00     | b
+    two on one day: no time comes last         | a 2020-06-20; b 2020-06-20 23:59:59              | b
+    two on one day without times: the image_id | b 2020-06-20; a 2020-06-20                       | a
+    the same minute: the image_id              | b 2020-06-20 08:00:00; a 2020-06-20 08:00:00     | a
+    before the CT goes before the time of day  | a 2020-07-06 01:00:00; b 2020-06-26 23:00:00     | b
+    a lateral nearer than a frontal            | a 2020-07-01 lateral; b 2020-05-01               | b
+    nearest though far: the frontal at day 180 | a 2020-07-02 lateral; b 2020-12-28; c 2020-12-29 | b
     """
 )
 
@@ -59,11 +60,11 @@ def test_the_nearest_eligible_film_is_taken_and_ties_are_broken_one_way(case):
 # Several CTs: the earliest that has a film in the window, whatever lies nearer to a later one.
 WHICH_CT = named(
     """
-    case                                     | CTs                            | films                      | CT         | film | CACS
-    both have films: the earlier             | 2020-07-01 50; 2020-09-01 450  | a 2020-09-01; b 2020-05-01 | 2020-07-01 | b    | 50
-    the first has none in the window         | 2018-07-01 50; 2020-09-01 450  | a 2020-09-05               | 2020-09-01 | a    | 450
-    the first only a lateral                 | 2018-07-01 50; 2020-09-01 450  | a 2018-07-01 lateral; b 2020-09-05 | 2020-09-01 | b | 450
-    rows in any order                        | 2020-09-01 450; 2020-07-01 50  | a 2020-09-01               | 2020-07-01 | a    | 50
+    case                | CTs                           | films                              | CT         | film | CACS
+    both have films     | 2020-07-01 50; 2020-09-01 450 | a 2020-09-01; b 2020-05-01         | 2020-07-01 | b    | 50
+    first has none near | 2018-07-01 50; 2020-09-01 450 | a 2020-09-05                       | 2020-09-01 | a    | 450
+    first only lateral  | 2018-07-01 50; 2020-09-01 450 | a 2018-07-01 lateral; b 2020-09-05 | 2020-09-01 | b    | 450
+    any order of rows   | 2020-09-01 450; 2020-07-01 50 | a 2020-09-01                       | 2020-07-01 | a    | 50
     """
 )
 
@@ -98,13 +99,13 @@ def test_the_category_of_an_agatston_score(agatston):
 # Film on 2020-01-10, CT on 2020-01-20; bypass surgery between them shows the treatment of the label.
 BYPASS = named(
     """
-    case                  | events                 | out
-    between               | revascularization 2020-01-15 | yes
-    the day of the film   | revascularization 2020-01-10 | yes
-    the day of the CT     | revascularization 2020-01-20 | yes
-    the day before both   | revascularization 2020-01-09 | no
-    the day after both    | revascularization 2020-01-21 | no
-    another type between  | mi 2020-01-15          | no
+    case                 | events                       | out
+    between              | revascularization 2020-01-15 | yes
+    the day of the film  | revascularization 2020-01-10 | yes
+    the day of the CT    | revascularization 2020-01-20 | yes
+    the day before both  | revascularization 2020-01-09 | no
+    the day after both   | revascularization 2020-01-21 | no
+    another type between | mi 2020-01-15                | no
     """
 )
 
@@ -124,15 +125,14 @@ def test_bypass_surgery_between_the_scans_excludes(case, scans):
 # Film and CT on 2020-07-01.
 AGE = named(
     """
-    case                                   | birth date | age given | out
-    18th birthday on the day of the film   | 2002-07-01 |           | no
-    18th birthday on the day after         | 2002-07-02 |           | yes
-    18th birthday in another month         | 2002-06-30 |           | no
-    born on 29 February, 18 last March     | 2002-02-28 |           | no
-    birth date after the study             | 2021-01-01 | 40        | yes
-    no birth date, 18.0 given              |            | 18.0      | no
-    no birth date, 17.99 given             |            | 17.99     | yes
-    the birth date goes before the age     | 1950-01-01 | 12        | no
+    case                                 | birth date | age given | out
+    18th birthday on the day of the film | 2002-07-01 |           | no
+    18th birthday on the day after       | 2002-07-02 |           | yes
+    18th birthday in another month       | 2002-06-30 |           | no
+    birth date after the study           | 2021-01-01 | 40        | yes
+    no birth date, 18.0 given            |            | 18.0      | no
+    no birth date, 17.99 given           |            | 17.99     | yes
+    the birth date goes before the age   | 1950-01-01 | 12        | no
     """
 )
 
@@ -149,6 +149,12 @@ def test_adults_by_their_age_on_the_day_of_the_film(case):
     assert len(cohort) == (row["out"] == "no")
 
 
+def test_who_is_born_on_29_february_comes_of_age_on_1_march():
+    person = clinical(birth_date=day("2004-02-29"))
+    assert link(films("a 2022-02-28"), cacs("2022-02-28"), person)[1] == "age missing or under the minimum"
+    assert link(films("a 2022-03-01"), cacs("2022-03-01"), person)[1] == ""
+
+
 BIRTHDAYS = named(
     """
     case              | birth date | film       | age
@@ -157,7 +163,7 @@ BIRTHDAYS = named(
     the day after     | 1980-09-15 | 2020-09-16 | 40.0027
     half a year later | 1980-01-15 | 2020-07-15 | 40.4983
     months over nine  | 1980-03-01 | 2020-12-31 | 40.8350
-    a day in autumn   | 1980-10-31 | 2020-09-01 | 39.8357
+    a day in autumn   | 1980-10-31 | 2020-09-01 | 39.8378
     """
 )
 
@@ -172,18 +178,18 @@ def test_age_in_years_with_its_fraction(case):
 # Known of the body -> BMI in kg/m2; empty: missing.
 BMI = named(
     """
-    case                     | bmi  | height_cm | weight_kg | found
-    given                    | 27.5 |           |           | 27.5
-    given, height ignored    | 27.5 | 180       | 120       | 27.5
-    from height and weight   |      | 180       | 81        | 25
-    only the height          |      | 180       |           |
-    nothing                  |      |           |           |
-    lowest kept              | 10   |           |           | 10
-    too low                  | 9.9  |           |           |
-    highest kept             | 100  |           |           | 100
-    too high                 | 101  |           |           |
-    height in metres         |      | 1.80      | 81        |
-    weight in grams          |      | 180       | 81000     |
+    case                   | bmi  | height_cm | weight_kg | found
+    given                  | 27.5 |           |           | 27.5
+    given, height ignored  | 27.5 | 180       | 120       | 27.5
+    from height and weight |      | 180       | 81        | 25
+    only the height        |      | 180       |           |
+    nothing                |      |           |           |
+    lowest kept            | 10   |           |           | 10
+    too low                | 9.9  |           |           |
+    highest kept           | 100  |           |           | 100
+    too high               | 101  |           |           |
+    height in metres       |      | 1.80      | 81        |
+    weight in grams        |      | 180       | 81000     |
     """
 )
 
@@ -198,12 +204,12 @@ def test_bmi_is_kept_where_it_can_be_one_and_its_lack_excludes_nobody(case):
 
 REASONS = named(
     """
-    case                        | films                 | CTs        | reason
-    a CT but no film            |                       | 2020-07-01 | no radiograph
-    only a lateral              | a 2020-07-01 lateral  | 2020-07-01 | no frontal view
-    a film but no CT            | a 2020-07-01          |            | no CACS
-    a CT two years away         | a 2020-07-01          | 2018-07-01 | no CACS in the window
-    everything                  | a 2020-07-01          | 2020-07-01 |
+    case                | films                | CTs        | reason
+    a CT but no film    |                      | 2020-07-01 | no radiograph
+    only a lateral      | a 2020-07-01 lateral | 2020-07-01 | no frontal view
+    a film but no CT    | a 2020-07-01         |            | no CACS
+    a CT two years away | a 2020-07-01         | 2018-07-01 | no CACS in the window
+    everything          | a 2020-07-01         | 2020-07-01 |
     """
 )
 
@@ -213,9 +219,7 @@ def test_a_patient_leaves_for_the_first_reason_that_applies(case):
     row = REASONS[case]
     some_film = films("z 2020-07-01", patient="2")
     mine = films(row["films"]) if row["films"] else some_film.clear()
-    cohort, reason = link(
-        some_film.vstack(mine), cacs(row["CTs"]).vstack(cacs("2020-07-01", patient="2"))
-    )
+    cohort, reason = link(some_film.vstack(mine), cacs(row["CTs"]).vstack(cacs("2020-07-01", patient="2")))
     assert reason == row["reason"]
     assert cohort["patient_id"].to_list() == (["2"] if reason else ["1", "2"])
 
@@ -234,13 +238,14 @@ def test_years_shifted_into_the_future_are_years_like_others():
 
 
 def test_a_film_without_a_date_is_a_frontal_view_that_no_window_can_hold():
-    undated = films("a 2020-07-01").with_columns(study_date=None).cast({"study_date": films("b 2020-01-01")["study_date"].dtype})
+    undated = films("a 2020-07-01").with_columns(study_date=pl.lit(None, pl.Date))
     assert link(undated, cacs("2020-07-01"))[1] == "no CACS in the window"
     assert link(undated, None)[1] == "no frontal view"
 
 
-def test_a_patient_of_two_sites_is_one_patient_and_belongs_where_the_clinical_table_says():
-    two = films("a 2020-07-01; b 2020-07-03").with_columns(site=["A", "B"])
-    everywhere, reason = link(two.rename({"site": "s"}).rename({"s": "site"}), cacs("2020-07-03"), clinical(site="C"))
-    assert (reason, everywhere.select("image_id", "site").rows()) == ("", [("b", "C")])
-    assert link(two, cacs("2020-07-03"))[0]["site"].to_list() == ["B"]
+def test_a_patient_of_two_sites_is_one_patient_at_the_site_of_the_clinical_table_or_else_of_the_film():
+    two = films("a 2020-07-01; b 2020-07-03").with_columns(site=pl.Series(["A", "B"]))
+    by_film, _ = link(two, cacs("2020-07-03"))
+    assert by_film.select("image_id", "site").rows() == [("b", "B")]
+    by_table, _ = link(two, cacs("2020-07-03"), clinical(site="C"))
+    assert by_table.select("image_id", "site").rows() == [("b", "C")]
