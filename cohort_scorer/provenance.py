@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import platform
 import time
 from importlib.metadata import PackageNotFoundError, version
@@ -73,6 +74,10 @@ class Step:
         """Note files that this step is responsible for."""
         self._outputs += paths
 
+    def _name(self, path: Path) -> str:
+        # A bundle may stand outside the output folder.
+        return Path(os.path.relpath(path, self.study.output)).as_posix()
+
     def finish(self) -> Path:
         """Write the manifest and give its path."""
         manifest = {
@@ -83,9 +88,7 @@ class Step:
             "versions": versions(),
             "inputs": self.inputs,
             "facts": self.facts,
-            "outputs": {
-                path.relative_to(self.study.output).as_posix(): sha256(path) for path in sorted(set(self._outputs))
-            },
+            "outputs": {self._name(path): sha256(path) for path in sorted(set(self._outputs))},
             "wall_seconds": round(time.perf_counter() - self._started, 3),
         }
         storage.write_text(json.dumps(manifest, indent=2, default=str) + "\n", self.path)

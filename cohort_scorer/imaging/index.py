@@ -6,6 +6,7 @@ not want, or that no decoder here reads, stays in the index, not eligible, with 
 
 import hashlib
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -166,7 +167,8 @@ def _outcomes(uris: list[str], root: Path, listed: bool, workers: int) -> Iterat
             yield from read(task)
         return
     # Spawned, not forked: the parent may hold threads and CUDA.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    default = (signal.SIGINT, signal.SIG_DFL)
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), signal.signal, default) as pool:
         for outcomes in pool.map(read, tasks):
             yield from outcomes
 

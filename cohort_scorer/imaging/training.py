@@ -6,6 +6,7 @@ networks side by side are twice as fast. On CUDA they are trained one after the 
 
 import multiprocessing
 import shutil
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -83,12 +84,16 @@ def held_out_logits(folder: Path, name: str) -> NDArray[np.float64]:
 
 def _in_processes(jobs: Sequence[Job], images: Path, folder: Path, settings: Settings, workers: int) -> Iterator[None]:
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
+    # The default action ends a child at once and without a word when Ctrl-C reaches it.
+    default = (signal.SIGINT, signal.SIG_DFL)
+    with ProcessPoolExecutor(min(workers, len(jobs)), context, signal.signal, default) as pool:
         try:
             for future in as_completed([pool.submit(_train_one, job, images, folder, settings) for job in jobs]):
                 yield future.result()
         except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
+            # What is half trained would not be kept: waiting for it could take hours.
+            for child in multiprocessing.active_children():
+                child.terminate()
             raise
 
 
@@ -96,21 +101,29 @@ def _train_one(job: Job, images: Path, folder: Path, settings: Settings) -> None
     pixels = np.load(images, mmap_mode="r")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    network = train(pixels[~job.held_out], job.outcome[~job.held_out], settings, job.seed)
+    network = train(pixels, np.flatnonzero(~job.held_out), job.outcome, settings, job.seed)
     partial = folder / f".{job.name}"
     shutil.rmtree(partial, ignore_errors=True)
     networks.save(network, partial)
-    logits = predict(network, pixels[job.held_out], settings.batch_size, torch.device(settings.device))
+    held_out = np.flatnonzero(job.held_out)
+    logits = predict(network, pixels, held_out, settings.batch_size, torch.device(settings.device))
     np.save(partial / "held_out.npy", logits)
     partial.rename(folder / job.name)
     torch.set_num_threads(threads)
 
 
-def train(images: NDArray[np.uint16], outcome: NDArray[np.bool_], settings: Settings, seed: int) -> nn.Module:
+def train(
+    images: NDArray[np.uint16],
+    members: NDArray[np.int64],
+    outcome: NDArray[np.bool_],
+    settings: Settings,
+    seed: int,
+) -> nn.Module:
     """Train a network to tell whether the outcome is present (AdamW, one learning-rate cycle, cross-entropy).
 
     Args:
-        images: (n, S, S), full range of uint16.
+        images: (n, S, S), full range of uint16; may be memory-mapped, only one batch is held at a time.
+        members: Positions of the images to train on.
         outcome: (n,), true where the calcium score passes the threshold.
         settings: Backbone, epochs, images per step (what is left over in an epoch is drawn in another), learning rate
             at the peak of the cycle, device.
@@ -122,21 +135,19 @@ def train(images: NDArray[np.uint16], outcome: NDArray[np.bool_], settings: Sett
     device = torch.device(settings.device)
     network = networks.build(settings.backbone, seed).to(device).train()
     generator = torch.Generator().manual_seed(seed)
-    pixels, labels = torch.from_numpy(images), torch.from_numpy(outcome.astype(np.float32))
-    batch_size = min(settings.batch_size, len(labels))
-    steps = max(1, len(labels) // batch_size)
+    batch_size = min(settings.batch_size, len(members))
+    steps = max(1, len(members) // batch_size)
     optimiser = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, settings.learning_rate, total_steps=settings.epochs * steps
     )
     for _ in range(settings.epochs):
-        order = torch.randperm(len(labels), generator=generator)
+        order = torch.randperm(len(members), generator=generator).numpy()
         for step in range(steps):
-            rows = order[step * batch_size : (step + 1) * batch_size]
-            batch = _augment(_scaled(pixels[rows]).to(device), generator)
-            loss = nn.functional.binary_cross_entropy_with_logits(
-                networks.logits(network, batch), labels[rows].to(device)
-            )
+            rows = members[order[step * batch_size : (step + 1) * batch_size]]
+            batch = _augment(_scaled(images[rows]).to(device), generator)
+            labels = torch.from_numpy(outcome[rows].astype(np.float32)).to(device)
+            loss = nn.functional.binary_cross_entropy_with_logits(networks.logits(network, batch), labels)
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
@@ -146,24 +157,28 @@ def train(images: NDArray[np.uint16], outcome: NDArray[np.bool_], settings: Sett
 
 
 def predict(
-    network: nn.Module, images: NDArray[np.uint16], batch_size: int, device: torch.device
+    network: nn.Module, images: NDArray[np.uint16], rows: NDArray[np.int64], batch_size: int, device: torch.device
 ) -> NDArray[np.float64]:
-    """Logits, (n, S, S) -> (n,). Batches have one shape, the last is padded, so that order changes nothing."""
+    """Logits of some images of (n, S, S), in the order of `rows`.
+
+    Batches have one shape, the last is padded, so that order changes nothing.
+    """
     network = network.to(device)
-    found = np.empty(len(images))
+    found = np.empty(len(rows))
     with torch.inference_mode():
-        for start in range(0, len(images), batch_size):
-            part = images[start : start + batch_size]
+        for start in range(0, len(rows), batch_size):
+            part = images[rows[start : start + batch_size]]
             padded = np.zeros((batch_size, *images.shape[1:]), np.uint16)
             padded[: len(part)] = part
-            output = networks.logits(network, _scaled(torch.from_numpy(padded)).to(device))
+            output = networks.logits(network, _scaled(padded).to(device))
             found[start : start + len(part)] = output[: len(part)].cpu().numpy()
     network.cpu()
     return found
 
 
-def _scaled(pixels: torch.Tensor) -> torch.Tensor:
-    return pixels.to(torch.float32).div_(65535).unsqueeze(1).contiguous(memory_format=torch.channels_last)
+def _scaled(pixels: NDArray[np.uint16]) -> torch.Tensor:
+    batch = torch.from_numpy(pixels).to(torch.float32).div_(65535).unsqueeze(1)
+    return batch.contiguous(memory_format=torch.channels_last)
 
 
 def _augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

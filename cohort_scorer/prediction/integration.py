@@ -80,7 +80,7 @@ def fit(people: pl.DataFrame, names: Sequence[str], outcome: str) -> Layer:
             "Expected patients on both sides of every CACS threshold in every fold, and features that vary.",
             "Use fewer [train] folds, more patients, or fewer names in [train] integrate.",
         )
-    model = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000)
+    model = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-10, max_iter=1000)
     model.fit((values - mean) / spread, passed)
     coefficients = model.coef_[0] / spread
     linear = model.decision_function((values - mean) / spread)

@@ -7,7 +7,7 @@ import polars as pl
 
 from cohort_scorer import schemas
 from cohort_scorer.cohort import identifiers
-from cohort_scorer.errors import CohortScorerError, InputTableError, MachineError, StudyFileError
+from cohort_scorer.errors import CohortScorerError, EmptyCohortError, InputTableError, MachineError, StudyFileError
 from cohort_scorer.prediction import bundle
 from cohort_scorer.provenance import Step
 from cohort_scorer.stages import inputs
@@ -87,7 +87,7 @@ def _archive(study: Study, found: Findings) -> None:
 
 def _match(study: Study, tables: dict[str, pl.DataFrame], found: Findings) -> None:
     """Match rates of every table with the archive's index, where it stands, else with the first table."""
-    known, label = _known_patients(study, tables)
+    known, label = _known_patients(study, tables, found)
     if known is None:
         return
     for name, frame in tables.items():
@@ -110,12 +110,14 @@ def _match(study: Study, tables: dict[str, pl.DataFrame], found: Findings) -> No
             )
 
 
-def _known_patients(study: Study, tables: dict[str, pl.DataFrame]) -> tuple[pl.Series | None, str]:
+def _known_patients(study: Study, tables: dict[str, pl.DataFrame], found: Findings) -> tuple[pl.Series | None, str]:
     if study.archive is not None and not study.tables.scores:
         try:
             return inputs.index(study)["patient_id"], "the index"
-        except CohortScorerError:
+        except EmptyCohortError:
             pass  # Not indexed yet: the tables are compared with each other.
+        except CohortScorerError as fault:
+            found.faults.append(fault)
     first = next(iter(tables), None)
     return (tables[first]["patient_id"], first) if first else (None, "")
 

@@ -12,6 +12,7 @@ from cohort_scorer.errors import CohortScorerError, EmptyCohortError, InputTable
 from cohort_scorer.provenance import Step
 from cohort_scorer.reporting.release import publish
 from cohort_scorer.stages import Console, Machine, inputs
+from cohort_scorer.statistics.groups import ALL
 from cohort_scorer.study import Study
 
 
@@ -41,6 +42,12 @@ def link(study: Study, machine: Machine, console: Console) -> Path:
         section.exclude_between,
     )
     cohort, attrition = pairing.link(films, cacs, clinical, events, rules, inputs.categories())
+    if (cohort["site"] == ALL).any():
+        raise InputTableError(
+            f"A site is named {ALL}: {(cohort['site'] == ALL).sum():,} of {len(cohort):,} patients.",
+            f"Expected another name: in every table the rows named {ALL} are the pooled ones.",
+            "Rename the site in the clinical table or the listing.",
+        )
     for row in attrition.iter_rows(named=True):
         if row["n_excluded"]:
             console.say(f"excluded: {row['n_excluded']:,} {row['reason']}")

@@ -1,0 +1,89 @@
+"""Small studies, the command line called on them, and what a told fault looks like."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+from typer.testing import CliRunner
+
+from cohort_scorer.cli import app
+
+COMMAND = [sys.executable, "-c", "from cohort_scorer.cli import main; main()"]
+NOBODY = 65534
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command said and how it ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+def cli(*words: str | Path) -> Answer:
+    """Call the command line in this process; a bug is raised here with its traceback."""
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Answer(result.exit_code, result.stdout, result.stderr)
+
+
+def shell(*words: str, user: int | None = None, cwd: Path | None = None) -> Answer:
+    """Call the command line in a process of its own, perhaps as another user."""
+    environment = os.environ | ({"MPLCONFIGDIR": "/tmp/matplotlib-nobody"} if user else {})
+    done = subprocess.run(
+        [*COMMAND, *words], capture_output=True, text=True, timeout=120, user=user, env=environment, cwd=cwd
+    )
+    return Answer(done.returncode, done.stdout, done.stderr)
+
+
+def copy(source: Path, target: Path, outputs: bool = False) -> Path:
+    """A copy with the same file times, so that an index made of the source knows the copy's films."""
+    ignored = None if outputs else shutil.ignore_patterns("outputs")
+    return Path(shutil.copytree(source, target, ignore=ignored))
+
+
+def edit(file: Path, change: Callable[[str], str]) -> None:
+    before = file.read_text(encoding="utf-8")
+    after = change(before)
+    assert after != before, f"nothing in {file.name} to change"
+    file.write_text(after, encoding="utf-8")
+
+
+def substitute(file: Path, pattern: str, replacement: str, count: int = 0) -> None:
+    edit(file, lambda text: re.sub(pattern, replacement, text, count=count, flags=re.MULTILINE))
+
+
+def patient_ids(folder: Path) -> set[str]:
+    tables = [pl.read_csv(path, infer_schema=False) for path in (folder / "tables").glob("*.csv")]
+    return {name for table in tables if "patient_id" in table.columns for name in table["patient_id"].drop_nulls()}
+
+
+def told(answer: Answer, code: int, *facts: str, private: set[str] | None = None) -> str:
+    """The fault that a command told: its exit code, three lines after the progress, no traceback, nobody's data."""
+    assert answer.code == code, answer
+    assert answer.stdout == ""
+    assert "Traceback" not in answer.stderr
+    lines = answer.stderr.strip().splitlines()
+    before, fault = lines[:-3], lines[-3:]
+    assert len(fault) == 3
+    assert all(fault), fault
+    progress = re.compile(
+        r"--- \w+$|(excluded|refused|not eligible|dropped|cohort|index|score|train|warning|prognosis|audit|report): "
+        r"|AUC |[A-Z]\w+ [\w() ]+: [\d,]+ of [\d,]+"
+    )
+    assert all(progress.match(line) for line in before), before
+    message = "\n".join(fault)
+    for fact in facts:
+        assert fact in message, message
+    for secret in private or ():
+        assert secret not in answer.stderr
+    assert ".dcm" not in answer.stderr
+    return message

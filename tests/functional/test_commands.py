@@ -1,0 +1,343 @@
+"""Every command does what the contract says, alone and inside `run`."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import polars as pl
+import pytest
+from studies import COMMAND, cli, copy, patient_ids, shell, substitute, told
+
+from cohort_scorer import schemas
+from cohort_scorer.imaging import index as archive
+
+VERBS = ["simulate", "check", "index", "link", "train", "score", "validate", "prognosis", "audit", "report", "run"]
+STEPS = ["index", "link", "train", "score", "validate", "prognosis", "audit", "report"]
+PATIENT_LEVEL = ["cohort.parquet", "scores.parquet", "analysis_set.parquet", "analysis_set.csv"]
+
+# contract.md, `Commands`: the main output of each step.
+MAIN_OUTPUT = {
+    "index": "patient_level/index",
+    "link": "patient_level/cohort.parquet",
+    "train": "model",
+    "score": "patient_level/scores.parquet",
+    "validate": "unprotected/tables/discrimination.csv",
+    "prognosis": "patient_level/analysis_set.parquet",
+    "audit": "unprotected/tables/audit_positivity.csv",
+    "report": "release/report.html",
+    "run": "release/report.html",
+}
+
+TABLES_OF_STEP = {
+    "link": ["attrition", "baseline"],
+    "validate": [
+        "agreement",
+        "calibration",
+        "crosstab",
+        "decision_curve",
+        "discrimination",
+        "discrimination_tests",
+        "operating_points",
+    ],
+    "prognosis": [
+        "at_risk",
+        "attrition",
+        "cox",
+        "cox_fit",
+        "cumulative_incidence",
+        "discordance",
+        "event_rates",
+        "kaplan_meier",
+        "logrank",
+    ],
+    "audit": ["audit_coverage", "audit_positivity", "audit_prevalence"],
+}
+
+
+def contents(folder: Path, names: list[Path]) -> dict[str, bytes]:
+    return {name.relative_to(folder).as_posix(): name.read_bytes() for name in names}
+
+
+def results(study: Path) -> dict[str, bytes]:
+    """Tables, cohort, scores and analysis set."""
+    outputs = study / "outputs"
+    tables = [*(outputs / "unprotected/tables").glob("*.csv"), *(outputs / "release/tables").glob("*.csv")]
+    found = [outputs / "patient_level" / name for name in PATIENT_LEVEL]
+    return contents(study, [*tables, *(path for path in found if path.exists())])
+
+
+# Help
+
+
+def test_help_lists_the_commands_and_imports_no_torch() -> None:
+    code = (
+        "import sys\nsys.argv = ['cohort-scorer', '--help']\nfrom cohort_scorer.cli import main\n"
+        "try:\n    main()\nfinally:\n    heavy = {'torch', 'polars', 'transformers', 'matplotlib'} & set(sys.modules)\n"
+        "    print('imported:', sorted(heavy))"
+    )
+    done = subprocess.run([COMMAND[0], "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "imported: []" in done.stdout
+    listed = re.findall(r"^  (\w+)  ", done.stdout, flags=re.MULTILINE)
+    assert sorted(listed) == sorted([*VERBS, "demo", "schema"])
+
+
+@pytest.mark.parametrize("verb", [*VERBS, "demo", "schema"])
+def test_every_command_has_help(verb: str) -> None:
+    answer = cli(verb, "--help")
+    assert answer.code == 0
+    assert verb in answer.stdout
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["bogus"],
+        ["index", "--workers", "0"],
+        ["score", "--device", "tpu"],
+        ["schema", "no_such_table"],
+        ["link", "--limt", "3"],
+    ],
+)
+def test_wrong_usage_ends_with_2(words: list[str]) -> None:
+    answer = cli(*words)
+    assert answer.code == 2
+    assert answer.stdout == ""
+
+
+# What each step prints and writes
+
+
+def test_run_makes_every_table_of_its_steps(image_study_run: Path) -> None:
+    outputs = image_study_run / "outputs"
+    expected = sorted({name for names in TABLES_OF_STEP.values() for name in names})
+    for folder in ("unprotected", "release"):
+        assert sorted(path.stem for path in (outputs / folder / "tables").iterdir()) == expected
+    for path in (outputs / "release/tables").iterdir():
+        assert pl.read_csv(path, infer_schema=False).columns == list(schemas.columns(path.stem)), path.name
+    for name in PATIENT_LEVEL:
+        assert (outputs / "patient_level" / name).is_file()
+    for name in ("index/part-00000", "network_outputs/part-00000", "refusals/index-00000", "refusals/score-00000"):
+        assert (outputs / "patient_level" / f"{name}.parquet").is_file()
+    assert {path.name for path in (outputs / "model").iterdir() if path.is_file()} == {
+        "bundle.json",
+        "cut_grid.parquet",
+        "training_patients.parquet",
+        "MODEL_CARD.md",
+    }
+
+
+def test_tables_with_a_model_begin_with_site_and_score_origin(image_study_run: Path) -> None:
+    for path in (image_study_run / "outputs/release/tables").glob("*.csv"):
+        columns = pl.read_csv(path, infer_schema=False).columns
+        if {"exposure", "model"} & set(columns):
+            assert columns[:2] == ["site", "score_origin"], path.name
+
+
+def test_patient_level_columns_are_those_of_the_schemas(image_study_run: Path) -> None:
+    for name in ("cohort", "scores", "analysis_set"):
+        found = pl.read_parquet(image_study_run / f"outputs/patient_level/{name}.parquet").schema
+        declared = schemas.columns(name)
+        assert dict(list(found.items())[: len(declared)]) == declared
+
+
+def test_files_found_are_index_rows_and_refusals(image_study_run: Path) -> None:
+    level = image_study_run / "outputs/patient_level"
+    files = sum(path.is_file() for path in (image_study_run / "archive").rglob("*"))
+    index = pl.concat(pl.read_parquet(path) for path in (level / "index").glob("part-*.parquet"))
+    refused = pl.concat(pl.read_parquet(path) for path in (level / "refusals").glob("index-*.parquet"))
+    assert files == len(index) + len(refused)
+    scores = pl.read_parquet(level / "scores.parquet")
+    not_scored = pl.concat(pl.read_parquet(path) for path in (level / "refusals").glob("score-*.parquet"))
+    assert index["eligible"].sum() == len(scores) + len(not_scored)
+
+
+def test_each_step_alone_gives_the_same_bytes_as_inside_run(image_study_run: Path, image_study_done: Path) -> None:
+    outputs = image_study_done / "outputs"
+    shutil.rmtree(outputs / "release")
+    shutil.rmtree(outputs / "unprotected")
+    for name in ("index", "refusals", "network_outputs"):
+        shutil.rmtree(outputs / "patient_level" / name)
+    for name in PATIENT_LEVEL:
+        (outputs / "patient_level" / name).unlink()
+    for verb in STEPS:
+        answer = (
+            cli(verb, image_study_done, "--workers", "1")
+            if verb in ("index", "train", "score")
+            else cli(verb, image_study_done)
+        )
+        assert answer.code == 0, answer
+        assert answer.stdout == f"{outputs / MAIN_OUTPUT[verb]}\n"
+        assert (outputs / MAIN_OUTPUT[verb]).exists()
+        for table in TABLES_OF_STEP.get(verb, []):
+            assert (outputs / "unprotected/tables" / f"{table}.csv").is_file()
+    assert results(image_study_done) == results(image_study_run)
+
+
+def test_run_again_gives_the_same_bytes(tables_study_run: Path, tables_study_done: Path) -> None:
+    answer = cli("run", tables_study_done)
+    assert answer.code == 0
+    assert answer.stdout == f"{tables_study_done / 'outputs/release/report.html'}\n"
+    assert results(tables_study_done) == results(tables_study_run)
+
+
+def test_run_again_trains_and_scores_nothing_again(
+    image_study_done: Path, image_study_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cohort_scorer.imaging import scoring, training
+
+    def called(*_: object) -> None:
+        raise AssertionError("done before")
+
+    monkeypatch.setattr(training, "train_all", called)
+    monkeypatch.setattr(scoring, "score", called)
+    monkeypatch.setattr(archive, "read_headers", called)
+    assert cli("run", image_study_done).code == 0
+    assert results(image_study_done) == results(image_study_run)
+
+
+def test_index_again_opens_no_file(image_study_done: Path) -> None:
+    index = image_study_done / "outputs/patient_level/index"
+    before = contents(index, list(index.glob("*.parquet")))
+    for path in (image_study_done / "archive").rglob("*"):
+        if path.is_file():
+            status = path.stat()
+            path.write_bytes(bytes(status.st_size))
+            os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert cli("index", image_study_done).code == 0
+    assert contents(index, list(index.glob("*.parquet"))) == before
+
+
+def test_a_new_file_is_a_new_part(image_study_done: Path) -> None:
+    index = image_study_done / "outputs/patient_level/index"
+    before = contents(index, list(index.glob("part-*.parquet")))
+    elsewhere = image_study_done / "archive/internal/new"
+    elsewhere.mkdir()
+    (elsewhere / "notes.txt").write_text("not a film")
+    assert cli("index", image_study_done).code == 0
+    after = contents(index, list(index.glob("part-*.parquet")))
+    assert before.items() <= after.items()
+
+
+@pytest.mark.parametrize("verb", ["link", "validate", "report"])
+def test_json_is_the_steps_manifest(tables_study_done: Path, verb: str) -> None:
+    answer = cli(verb, tables_study_done, "--json")
+    assert answer.code == 0
+    manifest = json.loads(answer.stdout)
+    assert manifest["versions"]["cohort-scorer"]
+    if verb != "report":
+        assert manifest["step"] == verb
+        assert all((tables_study_done / "outputs" / name).is_file() for name in manifest["outputs"])
+
+
+def test_quiet_says_nothing_but_the_path(tables_study: Path) -> None:
+    answer = cli("link", tables_study, "--quiet")
+    assert (answer.code, answer.stderr) == (0, "")
+    assert answer.stdout == f"{tables_study / 'outputs/patient_level/cohort.parquet'}\n"
+
+
+def test_progress_is_on_stderr_with_one_line_per_reason(tables_study: Path) -> None:
+    answer = cli("link", tables_study)
+    attrition = pl.read_csv(tables_study / "outputs/unprotected/tables/attrition.csv").filter(pl.col("n_excluded") > 0)
+    expected = [f"excluded: {row['n_excluded']:,} {row['reason']}" for row in attrition.iter_rows(named=True)]
+    assert answer.stderr.splitlines()[:-1] == expected
+    assert len(answer.stdout.splitlines()) == 1
+
+
+def test_a_process_answers_as_the_tests_inside_do(tables_study: Path) -> None:
+    answer = shell("link", str(tables_study), "--quiet")
+    assert (answer.code, answer.stderr) == (0, "")
+    assert Path(answer.stdout.strip()).is_file()
+
+
+def test_the_study_may_be_named_by_its_file_or_be_here(tables_study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    by_file = cli("check", tables_study / "study.toml")
+    monkeypatch.chdir(tables_study)
+    here = cli("check", Path())
+    assert by_file.code == here.code == 0
+    assert by_file.stdout == here.stdout
+
+
+# check, schema, simulate, report
+
+
+def test_check_prints_the_plan_and_match_rates(image_study_run: Path) -> None:
+    answer = cli("check", image_study_run)
+    assert (answer.code, answer.stderr) == (0, "")
+    first, *others = answer.stdout.splitlines()
+    assert first.endswith(" -> ".join(STEPS))
+    assert any(re.match(r"cacs: [\d,]+ of [\d,]+ patients occur in the index \(", line) for line in others)
+    assert any("every sha256 right, trained on SIMULATED data" in line for line in others)
+
+
+def test_check_in_json_names_every_fault(tables_study: Path) -> None:
+    substitute(tables_study / "study.toml", '"cardiac_death"', '"cardiac_deth"')
+    (tables_study / "tables/cacs.csv").unlink()
+    answer = cli("check", tables_study, "--json")
+    assert answer.code == 11
+    assert len(json.loads(answer.stdout)["faults"]) == 2
+
+
+def test_schema_lists_and_prints_every_table() -> None:
+    listed = shell("schema").stdout.splitlines()
+    assert [line.split()[0] for line in listed] == list(schemas.names())
+    for name in schemas.names():
+        answer = cli("schema", name)
+        for column in schemas.columns(name):
+            assert re.search(rf"^{column} ", answer.stdout, flags=re.MULTILINE), (name, column)
+        assert json.loads(cli("schema", name, "--json").stdout) == schemas.load(name)
+
+
+def test_simulate_never_overwrites(tables_study: Path) -> None:
+    for verb in ("simulate", "demo"):
+        told(cli(verb, tables_study), 17, "not empty")
+
+
+def test_the_report_says_simulated(tables_study_run: Path) -> None:
+    page = (tables_study_run / "outputs/release/report.html").read_text(encoding="utf-8")
+    assert "SIMULATED DATA" in page
+
+
+def test_nothing_released_holds_a_patient_id(tables_study_run: Path, image_study_run: Path) -> None:
+    for study in (tables_study_run, image_study_run):
+        people = re.compile("|".join(patient_ids(study)))
+        for path in (study / "outputs/release").rglob("*"):
+            if path.suffix in (".csv", ".html", ".json", ".svg"):
+                assert not people.search(path.read_text(encoding="utf-8")), path.name
+
+
+# Other ways in
+
+
+def test_scores_made_elsewhere_get_categories_by_the_rule(tables_study_run: Path) -> None:
+    people = pl.read_parquet(tables_study_run / "outputs/patient_level/analysis_set.parquet")
+    for exposure in ("cxr", "integrated"):
+        assert people[f"{exposure}_category"].null_count() < len(people) / 10
+
+
+def test_tables_may_be_parquet_and_give_the_same_results(tables_study_run: Path, tables_study: Path) -> None:
+    for path in (tables_study / "tables").glob("*.csv"):
+        frame = pl.read_csv(path, try_parse_dates=True, schema_overrides={"patient_id": pl.String})
+        frame.write_parquet(path.with_suffix(".parquet"))
+        path.unlink()
+    substitute(tables_study / "study.toml", r"\.csv", ".parquet")
+    assert cli("link", tables_study).code == 0
+    done, wanted = (study / "outputs/patient_level/cohort.parquet" for study in (tables_study, tables_study_run))
+    assert pl.read_parquet(done).equals(pl.read_parquet(wanted))
+
+
+def test_another_studys_index_and_bundle_serve_a_new_study(image_study_run: Path, tmp_path: Path) -> None:
+    other = copy(image_study_run, tmp_path / "other")
+    theirs = image_study_run / "outputs"
+    substitute(other / "study.toml", r'^root = "archive"', f'root = "archive"\nindex = "{theirs}/patient_level/index"')
+    substitute(other / "study.toml", r"^bundle = .*", f'bundle = "{theirs}/model"\ntrained_elsewhere = true')
+    substitute(other / "study.toml", r"\[train\][^[]*", "")
+    for verb in ("index", "link", "score", "validate"):
+        answer = cli(verb, other)
+        assert answer.code == 0, answer
+    scores = pl.read_parquet(other / "outputs/patient_level/scores.parquet")
+    assert scores["score_origin"].unique().to_list() == ["external"]
+    assert not (other / "outputs/patient_level/index").exists()

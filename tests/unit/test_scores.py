@@ -1,0 +1,110 @@
+"""Which network, layer and cut a film gets, and what is said where something is missing."""
+
+import numpy as np
+import polars as pl
+import pytest
+from small_bundle import CATEGORIES, FOLDS, in_memory
+
+from cohort_scorer.prediction import scores
+from cohort_scorer.prediction.bundle import NEW, network_name
+from cohort_scorer.prediction.integration import THRESHOLD_NAMES
+
+FACTS = {"age_years": 60.0, "sex": "M", "bmi": 25.0}
+
+
+def film(origin: str, fold: int | None, refit: float, folds: tuple[float, float], **facts: object) -> dict[str, object]:
+    """A film whose networks say `refit` and `folds`, the same at every threshold."""
+    logits = {
+        f"logit_{network_name(name, number)}": value
+        for name in THRESHOLD_NAMES
+        for number, value in ((NEW, refit), *enumerate(folds))
+    }
+    return {"score_origin": origin, "fold": fold, **FACTS, **facts, **logits}
+
+
+def assembled(*films: dict[str, object], members: str = "refit", rule: object = "prevalence") -> pl.DataFrame:
+    types = {"fold": pl.Int64, "age_years": pl.Float64, "sex": pl.String, "bmi": pl.Float64}
+    table = pl.DataFrame(list(films), schema_overrides=types).with_row_index("order")
+    return scores.assemble(table, in_memory({}), members, rule, CATEGORIES).sort("order")
+
+
+def expit(value: float) -> float:
+    return 1 / (1 + np.exp(-value))
+
+
+# Layers of the small bundle: P = expit(logit + number of the fold); for new patients expit(logit).
+NETWORKS = [
+    ("a new patient, refit", "external", None, "refit", expit(0.3)),
+    ("a new patient, mean of the folds", "external", None, "folds", expit((0.1 + 0.9) / 2)),
+    ("a training patient of fold 0", "oof", 0, "refit", expit(0.1)),
+    ("a training patient of fold 0, members folds", "oof", 0, "folds", expit(0.1)),
+    ("a training patient of fold 1", "oof", 1, "refit", expit(0.9 + 1)),
+    ("a training patient of fold 1, members folds", "oof", 1, "folds", expit(0.9 + 1)),
+    ("nobody knows", "unknown", None, "refit", expit(0.3)),
+]
+
+
+@pytest.mark.parametrize(("who", "origin", "fold", "members", "wanted"), NETWORKS)
+def test_a_training_patient_gets_the_network_and_layer_of_the_fold_that_left_it_out(who, origin, fold, members, wanted):
+    row = assembled(film(origin, fold, 0.3, (0.1, 0.9)), members=members).row(0, named=True)
+    assert FOLDS == 2
+    for name in THRESHOLD_NAMES:
+        assert row[f"cxr_{name}"] == pytest.approx(wanted, rel=1e-12)
+    clinical = 0.6 + 0.1 + 0.25
+    assert row["integrated_gt0"] == pytest.approx(expit(np.log(wanted / (1 - wanted)) + clinical), rel=1e-9)
+    assert row["clinical_gt0"] == pytest.approx(expit((fold or 0) + clinical), rel=1e-12)
+
+
+# Cuts of the small bundle: 0.5 for new patients, 0.6 for fold 0, 0.7 for fold 1; here P is 0.55, 0.65, 0.65.
+CUTS = [("external", None, 0.55, "CAC 400+"), ("oof", 0, 0.55, "CAC 0"), ("oof", 0, 0.65, "CAC 400+")]
+CUTS += [("oof", 1, 0.65, "CAC 0"), ("oof", 1, 0.75, "CAC 400+")]
+
+
+@pytest.mark.parametrize(("origin", "fold", "p", "category"), CUTS)
+def test_a_training_patient_is_held_against_the_cuts_of_its_fold(origin, fold, p, category):
+    logit = float(np.log(p / (1 - p))) - (fold or 0)
+    row = assembled(film(origin, fold, logit, (logit, logit))).row(0, named=True)
+    assert row["cxr_gt0"] == pytest.approx(p)
+    assert row["cxr_category"] == category
+
+
+def test_three_numbers_are_cuts_for_everybody_and_argmax_needs_none():
+    films = [film("external", None, 0.0, (0.0, 0.0)), film("oof", 0, 9.0, (0.0, 9.0))]
+    assert assembled(*films, rule=(0.4, 0.6, 0.6))["cxr_category"].to_list() == ["CAC 1-99", "CAC 1-99"]
+    assert assembled(*films, rule=(0.6, 0.6, 0.6))["cxr_category"].to_list() == ["CAC 0", "CAC 0"]
+    assert assembled(*films, rule="argmax")["cxr_category"].to_list() == ["CAC 0", "CAC 0"]
+
+
+# What is missing of age, sex, BMI -> score_status.
+MISSING = [
+    ({}, "ok"),
+    ({"bmi": None}, "missing_bmi"),
+    ({"sex": None}, "missing_sex"),
+    ({"age_years": None}, "missing_age_years"),
+    ({"age_years": None, "bmi": None}, "missing_age_years+bmi"),
+    ({"age_years": None, "sex": None, "bmi": None}, "missing_age_years+sex+bmi"),
+]
+
+
+@pytest.mark.parametrize(("missing", "status"), MISSING)
+def test_a_missing_clinical_fact_empties_the_integrated_columns_and_leaves_those_of_the_film(missing, status):
+    row = assembled(film("external", None, 0.3, (0.1, 0.9), **missing)).row(0, named=True)
+    assert row["score_status"] == status
+    for exposure in ("integrated", "clinical"):
+        given = [value for name, value in row.items() if name.startswith(f"{exposure}_")]
+        assert len(given) == 8
+        assert all((value is None) == (status != "ok") for value in given)
+    assert all(value is not None for name, value in row.items() if name.startswith("cxr_"))
+
+
+def test_probabilities_stay_as_they_are_and_class_probabilities_are_repaired():
+    row = film("external", None, 0.0, (0.0, 0.0))
+    for name, p in zip(THRESHOLD_NAMES, (0.4, 0.6, 0.1), strict=True):
+        row[f"logit_{name}-refit"] = float(np.log(p / (1 - p)))
+    found = assembled(row).row(0, named=True)
+    assert [found[f"cxr_{name}"] for name in THRESHOLD_NAMES] == pytest.approx([0.4, 0.6, 0.1])
+    shares = [found[f"cxr_{name}"] for name in ("p_0", "p_1_99", "p_100_399", "p_400")]
+    assert shares == pytest.approx([0.5, 0, 0.4, 0.1])
+    # Repaired 0.5, 0.5, 0.1 against the cut 0.5: unrepaired, P(CACS > 0) = 0.4 would not reach it.
+    assert found["cxr_category"] == "CAC 100-399"
+    assert not [name for name in found if name.startswith("logit_")]
