@@ -59,11 +59,19 @@ class Step:
         return self.study.unprotected / "manifests" / f"{self.name}.json"
 
     def forget_outputs(self) -> None:
-        """Remove what an earlier run of this step released, so that nothing stale stands beside new results."""
-        if self.path.is_file():
-            for name in _named_outputs(self.path):
+        """Remove what an earlier run of this step released, so that nothing stale stands beside new results.
+
+        Files that another step writes too (attrition.csv) stay: its rows in them are still true.
+        """
+        if not self.path.is_file():
+            return
+        others = {
+            name for path in self.path.parent.glob("*.json") if path != self.path for name in _named_outputs(path)
+        }
+        for name in _named_outputs(self.path):
+            if name not in others:
                 (self.study.output / name).unlink(missing_ok=True)
-            self.path.unlink()
+        self.path.unlink()
 
     def read(self, path: Path, label: str) -> None:
         """Note an input and its hash."""

@@ -90,9 +90,7 @@ def follow(
         prior = relevant.filter(major & (pl.col("event_date") < pl.col("first_scan")))
         people = attrition.keep(people, "prior event", ~_among(prior))
     # Earlier components and competing events are judged above; a terminal event ends follow-up whenever it lies.
-    over = relevant.filter(
-        (pl.col("event_date") <= pl.col("start")) & (~major | (pl.col("event_date") > pl.col("t0")))
-    )
+    over = relevant.filter((pl.col("event_date") <= pl.col("start")) & (~major | (pl.col("event_date") > pl.col("t0"))))
     lost = pl.col("last_contact_date") <= pl.col("start")
     reason = "event or lost by the landmark" if rules.landmark_days > 0 else "no time after t0"
     people = attrition.keep(people, reason, ~(_among(over) | lost))

@@ -110,7 +110,9 @@ def link(
         people = attrition.keep(people, "no CACS in the window", _among(pairs))
     people = describe(pairs.join(people, on="patient_id", how="semi"), clinical)
     people = attrition.keep(
-        people, "age missing or under the minimum", (pl.col("age_years") >= rules.minimum_age_years).fill_null(rules.minimum_age_years == 0)
+        people,
+        "age missing or under the minimum",
+        (pl.col("age_years") >= rules.minimum_age_years).fill_null(rules.minimum_age_years == 0),
     )
     for column in rules.exclude_if:
         people = attrition.keep(people, f"exclude_if {column}", ~pl.col(column).cast(pl.Boolean).fill_null(False))

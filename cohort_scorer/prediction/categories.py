@@ -78,9 +78,9 @@ def choose_cut(grid: pl.DataFrame, rule: str) -> float:
 
     Args:
         grid: What `cut_grid` gives for one threshold.
-        rule: `prevalence` (predicted margin nearest to the true one, tie: lower cut), `youden` (largest sensitivity + specificity,
-            tie: higher sensitivity), `sensitivity:x` (largest cut with sensitivity >= x) or `specificity:x` (smallest
-            cut with specificity >= x).
+        rule: `prevalence` (predicted margin nearest to the true one, tie: lower cut), `youden` (largest sensitivity +
+            specificity, tie: higher sensitivity), `sensitivity:x` (largest cut with sensitivity >= x) or
+            `specificity:x` (smallest cut with specificity >= x).
     """
     if rule == "prevalence":
         distance = (pl.col("predicted_margin") - pl.col("n_positive") / pl.col("n")).abs().round(12)

@@ -13,6 +13,7 @@ from cohort_scorer.study import Study
 
 _PART_ROWS = 20_000
 _FILE = ["root", "uri", "file_size", "file_mtime_ns"]
+_UNWANTED = ["modality", "body_part", "view", "unknown_view"]
 _SHARED_ID = ["duplicate", "conflicting_id"]
 
 
@@ -38,8 +39,10 @@ def index(study: Study, machine: Machine, console: Console) -> Path:
     step.facts["n_eligible"] = rows.filter("eligible").height
     console.say(f"index: {len(files):,} files found, {rows.filter('eligible').height:,} radiographs eligible")
     step.finish()
-    claimed = refusals.filter("radiograph").height
-    judge_refused(study, claimed, claimed + rows.filter(pl.col("modality").is_in(section.modalities)).height)
+    radiographs = rows if listing is not None else rows.filter(pl.col("modality").is_in(section.modalities))
+    refused = refusals.filter("radiograph").height
+    unusable = radiographs.filter(~pl.col("eligible") & ~pl.col("reason").is_in(_UNWANTED)).height
+    judge_refused(study, refused + unusable, refused + len(radiographs))
     if not rows.filter("eligible").height:
         raise EmptyCohortError(
             f"The archive holds no eligible radiograph: {len(files):,} files found, {len(rows):,} indexed.",

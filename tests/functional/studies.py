@@ -1,6 +1,5 @@
 """Small studies, the command line called on them, and what a told fault looks like."""
 
-import os
 import re
 import shutil
 import subprocess
@@ -35,12 +34,22 @@ def cli(*words: str | Path) -> Answer:
     return Answer(result.exit_code, result.stdout, result.stderr)
 
 
-def shell(*words: str, user: int | None = None, cwd: Path | None = None) -> Answer:
-    """Call the command line in a process of its own, perhaps as another user."""
-    environment = os.environ | ({"MPLCONFIGDIR": "/tmp/matplotlib-nobody"} if user else {})
-    done = subprocess.run(
-        [*COMMAND, *words], capture_output=True, text=True, timeout=120, user=user, env=environment, cwd=cwd
+def shell(*words: str) -> Answer:
+    """Call the command line in a process of its own."""
+    return _called([*COMMAND, *words])
+
+
+def shell_as_nobody(*words: str) -> Answer:
+    """Call the command line in a process that gives up root's rights once its modules are loaded."""
+    code = (
+        "import os, cohort_scorer.stages.link\nfrom cohort_scorer.cli import main\n"
+        f"os.setgroups([])\nos.setgid({NOBODY})\nos.setuid({NOBODY})\nmain()"
     )
+    return _called([sys.executable, "-c", code, *words])
+
+
+def _called(command: list[str]) -> Answer:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     return Answer(done.returncode, done.stdout, done.stderr)
 
 

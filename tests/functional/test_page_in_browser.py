@@ -9,20 +9,14 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
-from cohort_scorer import study as study_file
-from cohort_scorer.simulation.study import write_study
-from cohort_scorer.stages import Machine, Silent
-from cohort_scorer.stages.run import run
-
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="chromium and chromedriver are not installed")
 
 
-@pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = write_study(tmp_path_factory.mktemp("page") / "study", n_patients=1_500, seed=5, images=False)
-    return run(study_file.load(file), Machine(), Silent())
+@pytest.fixture
+def report(tables_study_run: Path) -> Path:
+    return tables_study_run / "outputs" / "release" / "report.html"
 
 
 @pytest.fixture(scope="module")

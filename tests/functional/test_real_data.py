@@ -11,13 +11,10 @@ import polars as pl
 import pytest
 
 from cohort_scorer import study as study_file
-from cohort_scorer.simulation.study import write_study
 from cohort_scorer.stages import Machine, Silent
 from cohort_scorer.stages.index import index
-from cohort_scorer.stages.link import link
 from cohort_scorer.stages.run import run
 from cohort_scorer.stages.score import score
-from cohort_scorer.stages.train import train
 
 REAL = Path(__file__).parents[3] / "shared" / "realdata"
 DICOM, PNG = REAL / "dicom", REAL / "png" / "ml-workgroup+covid-19-image-repository"
@@ -26,15 +23,9 @@ MACHINE, CONSOLE = Machine(device="cpu", workers=2), Silent()
 pytestmark = pytest.mark.skipif(not REAL.is_dir(), reason="the real files lie outside the project")
 
 
-@pytest.fixture(scope="module")
-def trained_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = write_study(tmp_path_factory.mktemp("trained") / "study", n_patients=150, seed=3)
-    text = file.read_text().replace("folds = 10", "folds = 2").replace("image_size = 96", "image_size = 48")
-    file.write_text(text.replace("epochs = 8", "epochs = 1"))
-    study = study_file.load(file)
-    for stage in (index, link, train):
-        stage(study, MACHINE, CONSOLE)
-    return study.bundle
+@pytest.fixture
+def trained_bundle(image_study_run: Path) -> Path:
+    return image_study_run / "outputs" / "model"
 
 
 def study_of(folder: Path, bundle: Path, text: str, shifted: bool = False) -> study_file.Study:

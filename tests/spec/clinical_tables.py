@@ -1,7 +1,7 @@
 """Small studies written as text: what a clinician would draw on paper, turned into the tables of the tool.
 
 A table is text with columns between `|`; the first line names them. Films are written `a 2020-01-31`, with a time
-(`a 2020-01-31 08:00`) or a view (`a 2020-01-31 lateral`); scans and events are separated by `;`.
+(`a 2020-01-31 08:00`), a view (`a 2020-01-31 lateral`) or as what is no film (`a 2020-01-31 CT`); scans and events are separated by `;`.
 """
 
 from datetime import date
@@ -59,8 +59,8 @@ def films(text: str, patient: str = "1") -> pl.DataFrame:
                 "site": "A",
                 "age_years": 60.0,
                 "sex": "F",
-                "is_radiograph": True,
-                "is_eligible": "lateral" not in more,
+                "is_radiograph": "CT" not in more,
+                "is_eligible": not {"lateral", "CT"} & set(more),
             }
         )
     return pl.DataFrame(found, schema_overrides=_FILM)

@@ -206,6 +206,7 @@ REASONS = named(
     """
     case                | films                | CTs        | reason
     a CT but no film    |                      | 2020-07-01 | no radiograph
+    no film but a slice | a 2020-07-01 CT      | 2020-07-01 | no radiograph
     only a lateral      | a 2020-07-01 lateral | 2020-07-01 | no frontal view
     a film but no CT    | a 2020-07-01         |            | no CACS
     a CT two years away | a 2020-07-01         | 2018-07-01 | no CACS in the window
