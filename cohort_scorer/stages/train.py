@@ -2,16 +2,15 @@
 
 import secrets
 import shutil
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
-from sklearn.model_selection import StratifiedKFold
 
 from cohort_scorer import provenance, schemas, storage
+from cohort_scorer.cohort import folds
 from cohort_scorer.errors import BundleError, EmptyCohortError
 from cohort_scorer.prediction import bundle, model_card, scores
 from cohort_scorer.prediction.bundle import NEW, network_name
@@ -69,7 +68,7 @@ def _training_patients(study: Study, cohort: pl.DataFrame) -> pl.DataFrame:
     """The patients of the training sites with a true score, and the fold of each: a function of seed and patients."""
     section = study.require("train")
     sites = section.sites or cohort["site"].unique().sort().to_list()
-    people = cohort.filter(pl.col("site").is_in(sites) & pl.col("cacs").is_not_null()).sort("site", "patient_id")
+    people = cohort.filter(pl.col("site").is_in(sites) & pl.col("cacs").is_not_null())
     people = people.with_columns(passes_thresholds("cacs"))
     counts = [people[name].sum() for name in THRESHOLD_NAMES]
     smallest = min(min(count, len(people) - count) for count in counts)
@@ -79,18 +78,7 @@ def _training_patients(study: Study, cohort: pl.DataFrame) -> pl.DataFrame:
             f"Expected at least {2 * section.folds} on each side of every threshold: 2 for each of the folds.",
             "Add patients, name more [train] sites, or use fewer [train] folds.",
         )
-    strata = people["true_category"] + " " + people["site"]
-    splitter = StratifiedKFold(section.folds, shuffle=True, random_state=study.study.seed)
-    fold = np.empty(len(people), np.int64)
-    for number, (_, held_out) in enumerate(splitter.split(np.zeros(len(people)), _merged(strata, section.folds))):
-        fold[held_out] = number
-    return people.with_columns(pl.Series("fold", fold))
-
-
-def _merged(strata: pl.Series, folds: int) -> Sequence[str]:
-    """Strata smaller than the number of folds are put together: they cannot be spread over all folds."""
-    counts = strata.to_frame("stratum").with_columns(pl.len().over("stratum").alias("n"))
-    return counts.select(pl.when(pl.col("n") < folds).then(pl.lit("small")).otherwise("stratum"))["literal"].to_list()
+    return folds.assign(people, section.folds, study.study.seed)
 
 
 def _refuse_another(study: Study, training_id: str) -> None:
@@ -133,13 +121,13 @@ def _decode(study: Study, people: pl.DataFrame, scratch: Path, machine: Machine,
     return readable
 
 
-def _jobs(people: pl.DataFrame, folds: int, seed: int) -> list[Any]:
+def _jobs(people: pl.DataFrame, n_folds: int, seed: int) -> list[Any]:
     from cohort_scorer.imaging import training
 
     fold = people["fold"].to_numpy()
     jobs = []
     for position, threshold in enumerate(THRESHOLD_NAMES):
-        for held_out in (NEW, *range(folds)):
+        for held_out in (NEW, *range(n_folds)):
             own_seed = int(np.random.SeedSequence([seed, position, held_out + 1]).generate_state(1)[0])
             jobs.append(
                 training.Job(
@@ -149,13 +137,13 @@ def _jobs(people: pl.DataFrame, folds: int, seed: int) -> list[Any]:
     return jobs
 
 
-def _with_logits(people: pl.DataFrame, finished: Path, folds: int) -> pl.DataFrame:
+def _with_logits(people: pl.DataFrame, finished: Path, n_folds: int) -> pl.DataFrame:
     from cohort_scorer.imaging import training
 
     fold = people["fold"].to_numpy()
     for threshold in THRESHOLD_NAMES:
         logits = np.empty(len(people))
-        for held_out in range(folds):
+        for held_out in range(n_folds):
             logits[fold == held_out] = training.held_out_logits(finished, network_name(threshold, held_out))
         people = people.with_columns(pl.Series(f"logit_{threshold}", logits))
     return people

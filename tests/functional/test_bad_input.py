@@ -283,8 +283,8 @@ def test_five_faults_of_a_study_file_are_told_together(tables_study: Path) -> No
         (lambda f: f.unlink(), ("no study file here", "simulate FOLDER")),
         (lambda f: f.write_bytes(f.read_bytes().replace(b"chest", b"K\xf6ln")), ("encoding (at line 3)", "UTF-8")),
         (lambda f: substitute(f, "^seed = 2025", "seed = "), ("not valid TOML", "at line 4")),
-        (lambda f: substitute(f, "tables/cacs.csv", r"C:\\new"), ("not valid TOML", "write / instead")),
-        (lambda f: substitute(f, r"^\[cohort\]", '[cohort]\n"a\\nb" = 1'), ("1 fault", "a b is unknown")),
+        (lambda f: substitute(f, "tables/cacs.csv", r"C:\\data"), ("not valid TOML", "write / instead")),
+        (lambda f: substitute(f, r"^\[cohort\]", '[cohort]\n"a\\\\nb" = 1'), ("1 fault", "a b is unknown")),
         (lambda f: edit(f, lambda text: 'file = "x"\n' + text), ("[file] is unknown",)),
         (lambda f: edit(f, lambda text: text.replace("[cohort]", "[[cohort]]")), ("[cohort] is a section",)),
     ],
@@ -462,19 +462,13 @@ def test_an_absent_archive_ends_with_17(image_study: Path) -> None:
 
 
 def test_an_archive_without_chest_films_ends_with_14(image_study: Path) -> None:
-    substitute(image_study / "study.toml", '^root = "archive"', 'root = "archive"\nbody_parts = ["HAND"]')
+    substitute(image_study / "study.toml", '^root = "archive"', 'root = "archive"\nmodalities = ["MG"]')
     told(cli("index", image_study), 14, "no eligible radiograph: 179 files found")
 
 
 def test_too_many_refused_films_end_with_13_after_all_rows_are_written(image_study: Path) -> None:
-    films = sorted((image_study / "archive").rglob("*.dcm"))[:60]
-    for film in films:
-        data = bytearray(film.read_bytes())
-        data[len(data) // 2 :] = b"\xff" * (len(data) - len(data) // 2)
-        film.write_bytes(data[: len(data) * 3 // 4])
-    indexed = cli("index", image_study)
-    if indexed.code == 0:
-        shutil.copytree(image_study, image_study.parent / "unused", dirs_exist_ok=True)
+    substitute(image_study / "study.toml", '^root = "archive"', 'root = "archive"\nmaximum_refused_percent = 0')
+    told(cli("index", image_study), 13, "files that claim to be radiographs were refused", "Expected at most 0 %")
     level = image_study / "outputs/patient_level"
     rows = pl.concat(pl.read_parquet(path) for path in (level / "index").glob("part-*.parquet"))
     refused = pl.concat(pl.read_parquet(path) for path in (level / "refusals").glob("index-*.parquet"))
@@ -492,13 +486,10 @@ def test_films_that_cannot_be_decoded_end_with_13_after_all_rows_are_written(ima
         data[len(data) // 3 :] = bytes(len(data) - len(data) // 3)
         film.write_bytes(data)
         os.utime(film, ns=(status.st_atime_ns, status.st_mtime_ns))
-    answer = cli("score", image_study_done)
-    if answer.code == 13:
-        told(answer, 13, "files that claim to be radiographs were refused", "Expected at most 20 %")
+    told(cli("score", image_study_done), 13, "files that claim to be radiographs were refused", "at most 20 %")
     scores = pl.read_parquet(level / "scores.parquet")
     refused = pl.concat(pl.read_parquet(path) for path in (level / "refusals").glob("score-*.parquet"))
     assert len(scores) + len(refused) == len(films)
-    assert answer.code == 13
 
 
 # The machine: 17
