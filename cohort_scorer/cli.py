@@ -213,7 +213,7 @@ def schema(
         for field in declared["fields"]:
             rules = field.get("constraints", {})
             unit = f" [{field['unit']}]" if "unit" in field else ""
-            said = [word if value is True else f"{word} {value}" for word, value in rules.items() if value]
+            said = [word if value is True else f"{word} {value}" for word, value in rules.items() if value is not False]
             print(
                 f"{field['name']:28}{field['type']:9}{unit} {field['description']}"
                 + (f" ({'; '.join(said)})" if said else "")

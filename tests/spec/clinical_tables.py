@@ -1,7 +1,8 @@
 """Small studies written as text: what a clinician would draw on paper, turned into the tables of the tool.
 
 A table is text with columns between `|`; the first line names them. Films are written `a 2020-01-31`, with a time
-(`a 2020-01-31 08:00`), a view (`a 2020-01-31 lateral`) or as what is no film (`a 2020-01-31 CT`); scans and events are separated by `;`.
+(`a 2020-01-31 08:00`), a view (`a 2020-01-31 lateral`) or as what is no film (`a 2020-01-31 CT`); several stand
+between `;`, as scans and events do.
 """
 
 from datetime import date

@@ -1,0 +1,148 @@
+"""A run that is stopped at any moment goes on where it stopped, and ends with the same scores."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+from studies import COMMAND, cli, substitute
+
+SCORES = "outputs/patient_level/scores.parquet"
+
+
+def interrupt(study: Path, verb: str, ready: Callable[[], bool], number: int = signal.SIGINT) -> tuple[int, str, str]:
+    """Start a command and, once `ready`, signal it and its workers, as a terminal does."""
+    process = subprocess.Popen(
+        [*COMMAND, verb, str(study)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 60
+    while not ready():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, number)
+    stdout, stderr = process.communicate(timeout=60)
+    return process.returncode, stdout, stderr
+
+
+def said_to_be_interrupted(answer: tuple[int, str, str]) -> None:
+    code, stdout, stderr = answer
+    assert code == 130, stderr
+    assert stdout == ""
+    assert "Traceback" not in stderr
+    assert stderr.splitlines()[-3:] == [
+        "Interrupted.",
+        "What was finished stands.",
+        "Run the same command again to go on.",
+    ]
+
+
+def scores(study: Path) -> pl.DataFrame:
+    """Without model_id: it hashes training_patients.parquet, which is keyed anew by each training."""
+    return pl.read_parquet(study / SCORES).drop("model_id")
+
+
+def networks(study: Path) -> list[Path]:
+    folder = study / "outputs/patient_level/training"
+    return [path for path in folder.glob("*/networks/*") if not path.name.startswith(".")]
+
+
+def test_an_interrupted_run_goes_on_and_gives_the_same_scores(image_study: Path, image_study_run: Path) -> None:
+    """Stopped while it trains; the networks that stood are not trained again."""
+    said_to_be_interrupted(interrupt(image_study, "run", lambda: len(networks(image_study)) >= 2))
+    standing = {path.name: path.stat().st_mtime_ns for path in networks(image_study)}
+    assert len(standing) >= 2
+    assert not (image_study / "outputs/model").exists()
+    answer = cli("train", image_study, "--workers", "1")
+    assert answer.code == 0
+    for name, _ in standing.items():
+        assert (image_study / "outputs/model" / name / "model.safetensors").is_file()
+    assert cli("run", image_study, "--workers", "1").code == 0
+    assert scores(image_study).equals(scores(image_study_run))
+    assert not (image_study / "outputs/patient_level/training").exists()
+
+
+def test_an_interrupted_score_goes_on_and_gives_the_same_bytes(image_study_done: Path, image_study_run: Path) -> None:
+    outputs = image_study_done / "outputs"
+    shutil.rmtree(outputs / "patient_level/network_outputs")
+    (image_study_done / SCORES).unlink()
+    (outputs / ".lock").unlink()
+    said_to_be_interrupted(interrupt(image_study_done, "score", (outputs / ".lock").exists))
+    assert cli("score", image_study_done).code == 0
+    assert (image_study_done / SCORES).read_bytes() == (image_study_run / SCORES).read_bytes()
+
+
+def test_score_goes_on_after_a_part_and_opens_no_film_twice(
+    image_study_done: Path, image_study_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in the second part: the first stands, and only what it lacks is scored."""
+    from cohort_scorer.imaging import scoring
+    from cohort_scorer.stages import score as stage
+
+    shutil.rmtree(image_study_done / "outputs/patient_level/network_outputs")
+    (image_study_done / SCORES).unlink()
+    monkeypatch.setattr(stage, "_PART_ROWS", 64)
+    scored: list[list[str]] = []
+    original = scoring.score
+
+    def stopped_in_the_second(rows: pl.DataFrame, *others: object) -> object:
+        if len(scored) == 1:
+            scored.append([])
+            raise KeyboardInterrupt
+        scored.append(rows["uri"].to_list())
+        return original(rows, *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(scoring, "score", stopped_in_the_second)
+    assert cli("score", image_study_done).code == 130
+    assert not (image_study_done / SCORES).exists()
+    assert cli("score", image_study_done).code == 0
+    opened = [uri for part in scored for uri in part]
+    assert len(opened) == len(set(opened)) == 153
+    assert scores(image_study_done).equals(scores(image_study_run))
+
+
+def test_index_goes_on_after_a_part(image_study: Path, image_study_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cohort_scorer.imaging import index as archive
+    from cohort_scorer.stages import index as stage
+
+    monkeypatch.setattr(stage, "_PART_ROWS", 64)
+    original, n_opened = archive.read_headers, []
+
+    def stopped_in_the_second(files: pl.DataFrame, *others: object) -> object:
+        n_opened.append(len(files))
+        if len(n_opened) == 2:
+            raise KeyboardInterrupt
+        return original(files, *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(archive, "read_headers", stopped_in_the_second)
+    assert cli("index", image_study).code == 130
+    assert cli("index", image_study).code == 0
+    assert sum(n_opened) - n_opened[1] == 179
+    folder = "outputs/patient_level/index"
+    done, wanted = (
+        pl.concat(pl.read_parquet(path) for path in sorted((study / folder).glob("part-*.parquet")))
+        for study in (image_study, image_study_run)
+    )
+    assert done.drop("file_mtime_ns").sort("uri").equals(wanted.drop("file_mtime_ns").sort("uri"))
+
+
+def test_a_corrected_bmi_changes_scores_without_a_network(
+    image_study_done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cohort_scorer.imaging import scoring
+
+    def called(*_: object) -> None:
+        raise AssertionError("a film was read again")
+
+    monkeypatch.setattr(scoring, "score", called)
+    before = scores(image_study_done)
+    substitute(image_study_done / "tables/clinical.csv", r",(2\d\.\d),", ",39.9,")
+    assert cli("score", image_study_done).code == 0
+    after = scores(image_study_done)
+    assert after["cxr_gt0"].equals(before["cxr_gt0"])
+    assert not after["integrated_gt0"].equals(before["integrated_gt0"])
