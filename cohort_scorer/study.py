@@ -272,10 +272,10 @@ def _describe(error: Any) -> str:
         nearest = difflib.get_close_matches(location[-1], known, n=1)
         hint = f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(known)}"
         return f"{place} is unknown, {hint}"
-    if error["type"] == "missing":
-        return f"{place} is required"
     if place == "[model] category_rule":
         return f"{place}: expected {CATEGORY_RULES}"
+    if error["type"] == "missing":
+        return f"{place} is required"
     if error["type"] == "model_type":
         return f"{place} is a section: expected keys below a line [{location[0]}]"
     return f"{place}: {error['msg'][0].lower() + error['msg'][1:]}, found {repr(error['input'])[:60]}"

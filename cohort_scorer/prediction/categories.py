@@ -110,7 +110,7 @@ def categorise(repaired: FloatArray, cuts: Sequence[float] | None) -> NDArray[np
     return np.where(reached.any(axis=1), 3 - reached[:, ::-1].argmax(axis=1), 0)
 
 
-def count_crossed(repaired: FloatArray, cuts: Sequence[float]) -> int:
-    """How many rows reach a higher cut and fail a lower one."""
+def crosses(repaired: FloatArray, cuts: Sequence[float]) -> NDArray[np.bool_]:
+    """Which rows reach a higher cut and fail a lower one."""
     reached = repaired >= np.asarray(cuts)
-    return int((np.diff(reached.astype(int), axis=1) > 0).any(axis=1).sum())
+    return ~reached[:, 0] & (reached[:, 1] | reached[:, 2]) | ~reached[:, 1] & reached[:, 2]

@@ -87,7 +87,8 @@ def assemble(
         names: The category names, lowest first.
 
     Returns:
-        The films with probabilities, class probabilities, categories and score_status; the logits are dropped.
+        The films with probabilities, class probabilities, categories, score_status and {exposure}_crossed (whether a
+        higher cut is reached and a lower one is not); the logits are dropped.
     """
     integrate = bundle.content["integrate"]
     rows = with_male(films.with_columns(_logit(threshold, bundle.folds, members) for threshold in THRESHOLD_NAMES))
@@ -173,10 +174,14 @@ def _classified(
     shares[complete] = categories.class_probabilities(repaired)
     level = np.full(len(rows), -1)
     level[complete] = categories.categorise(repaired, cuts)
+    crossed = np.zeros(len(rows), np.bool_)
+    if cuts is not None:
+        crossed[complete] = categories.crosses(repaired, cuts)
     category = pl.Series(f"{exposure}_category", level).replace_strict(
         dict(enumerate(names)), default=None, return_dtype=pl.String
     )
     return [
         *(pl.Series(f"{exposure}_{name}", shares[:, index], nan_to_null=True) for index, name in enumerate(_CLASSES)),
         category,
+        pl.Series(f"{exposure}_crossed", crossed),
     ]

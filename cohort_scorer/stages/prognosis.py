@@ -57,7 +57,8 @@ def prognosis(study: Study, machine: Machine, console: Console) -> Path:
         bool(section.competing),
         study.comparison.confidence_level,
     )
-    publish(step, {**result.tables, "attrition": _attrition(study, found.attrition)}, study.comparison.allow_in_sample)
+    flow = _attrition(study, found.attrition, len(people), len(compared))
+    publish(step, {**result.tables, "attrition": flow}, study.comparison.allow_in_sample)
     step.facts |= {
         "n_patients": len(people),
         "n_in_common": len(compared),
@@ -151,8 +152,10 @@ def _write_analysis_set(study: Study, step: Step, people: pl.DataFrame) -> Path:
     return path
 
 
-def _attrition(study: Study, analysis: pl.DataFrame) -> pl.DataFrame:
-    """attrition.csv of `link` followed by this step's rows."""
+def _attrition(study: Study, analysis: pl.DataFrame, n_people: int, n_compared: int) -> pl.DataFrame:
+    """attrition.csv of `link` followed by this step's rows, down to the patients compared."""
+    last = ["analysis", len(analysis) + 1, "missing category or covariate", n_people, n_people - n_compared, n_compared]
+    analysis = pl.concat([analysis, pl.DataFrame([last], schema=analysis.schema, orient="row")])
     written = study.unprotected / "tables" / "attrition.csv"
     if not written.is_file():
         return analysis

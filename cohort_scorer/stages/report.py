@@ -109,6 +109,7 @@ def _model(study: Study, manifests: dict[str, Any]) -> dict[str, Any]:
         "model_id": facts["model_id"],
         "network_id": facts["network_id"],
         "preprocessing_id": facts["preprocessing_id"],
+        "crossed_cut_points": [f"{count:,} {exposure}" for exposure, count in facts["n_crossed_cuts"].items()],
         "ordinal_violations": [f"{count:,} {exposure}" for exposure, count in facts["n_ordinal_violations"].items()],
     }
 

@@ -10,6 +10,7 @@ from cohort_scorer import schemas, storage
 from cohort_scorer.cohort import eligibility
 from cohort_scorer.errors import BundleError, EmptyCohortError
 from cohort_scorer.prediction import bundle, scores
+from cohort_scorer.prediction.integration import EXPOSURES
 from cohort_scorer.provenance import Step
 from cohort_scorer.stages import Console, Machine, inputs
 from cohort_scorer.stages.index import judge_refused
@@ -147,6 +148,7 @@ def _scores(study: Study, step: Step, model: bundle.Bundle, films: pl.DataFrame)
     key = key_path.read_bytes() if key_path.is_file() else None
     films = bundle.origins(films, model, key, section.trained_elsewhere)
     scored = scores.assemble(films, model, section.members, section.category_rule, inputs.categories())
+    step.facts["n_crossed_cuts"] = {name: int(scored[f"{name}_crossed"].sum()) for name in EXPOSURES}
     scored = scored.with_columns(pl.lit(model.model_id(_plain(section))).alias("model_id"))
     known_columns = schemas.columns("scores")
     quality = [
@@ -167,5 +169,5 @@ def _violations(scored: pl.DataFrame) -> dict[str, int]:
             (pl.col(f"{exposure}_gt0") < pl.col(f"{exposure}_ge100"))
             | (pl.col(f"{exposure}_ge100") < pl.col(f"{exposure}_ge400"))
         ).height
-        for exposure in ("cxr", "integrated", "clinical")
+        for exposure in EXPOSURES
     }

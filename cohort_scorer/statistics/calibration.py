@@ -10,7 +10,7 @@ from scipy.special import expit, logit
 from cohort_scorer.statistics.inputs import Booleans, Floats, booleans, equal_lengths, floats, normal_quantile
 
 CLIP = 1e-6
-_MAXIMUM_ITERATIONS = 25
+_MAXIMUM_ITERATIONS = 100
 _KNOT_QUANTILES = (0.05, 0.35, 0.65, 0.95)
 _SCHEMA = {
     "n": pl.Int64,

@@ -127,7 +127,7 @@ def test_the_category_is_the_highest_threshold_whose_cut_is_reached():
     repaired = np.array([row[0].split() for row in CATEGORY], dtype=float)
     found = [NAMES[level] for level in categories.categorise(repaired, (0.5, 0.3, 0.2))]
     assert found == [row[1] for row in CATEGORY]
-    assert categories.count_crossed(repaired, (0.5, 0.3, 0.2)) == 3
+    assert categories.crosses(repaired, (0.5, 0.3, 0.2)).sum() == 3
 
 
 # Repaired p0, p100, p400 -> class probabilities -> the likeliest.

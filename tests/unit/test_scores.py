@@ -91,7 +91,9 @@ def test_a_missing_clinical_fact_empties_the_integrated_columns_and_leaves_those
     row = assembled(film("external", None, 0.3, (0.1, 0.9), **missing)).row(0, named=True)
     assert row["score_status"] == status
     for exposure in ("integrated", "clinical"):
-        given = [value for name, value in row.items() if name.startswith(f"{exposure}_")]
+        given = [
+            value for name, value in row.items() if name.startswith(f"{exposure}_") and not name.endswith("_crossed")
+        ]
         assert len(given) == 8
         assert all((value is None) == (status != "ok") for value in given)
     assert all(value is not None for name, value in row.items() if name.startswith("cxr_"))
@@ -108,3 +110,39 @@ def test_probabilities_stay_as_they_are_and_class_probabilities_are_repaired():
     # Repaired 0.5, 0.5, 0.1 against the cut 0.5: unrepaired, P(CACS > 0) = 0.4 would not reach it.
     assert found["cxr_category"] == "CAC 100-399"
     assert not [name for name in found if name.startswith("logit_")]
+
+
+def test_categories_that_a_scores_table_lacks_are_derived_by_the_rule() -> None:
+    names = ("CAC 0", "CAC 1-99", "CAC 100-399", "CAC 400+")
+    given = pl.DataFrame(
+        {
+            "image_id": ["a", "b", "c", "d"],
+            "cxr_gt0": [0.9, 0.8, 0.2, 0.1],
+            "cxr_ge100": [0.8, 0.3, 0.2, 0.1],
+            "cxr_ge400": [0.7, 0.1, 0.1, 0.1],
+            "cxr_category": [None, None, "CAC 400+", None],
+        },
+        schema_overrides={"cxr_category": pl.String},
+    )
+    for exposure in ("integrated", "clinical"):
+        empty = {f"{exposure}_{name}": pl.lit(None, pl.Float64) for name in ("gt0", "ge100", "ge400")}
+        given = given.with_columns(**empty, **{f"{exposure}_category": pl.lit(None, pl.String)})
+    nobody = pl.DataFrame(schema={"image_id": pl.String, "gt0": pl.Boolean, "ge100": pl.Boolean, "ge400": pl.Boolean})
+
+    by_cuts = scores.categorise_given(given, nobody, (0.5, 0.5, 0.5), names)
+    assert by_cuts["cxr_category"].to_list() == ["CAC 400+", "CAC 1-99", "CAC 400+", "CAC 0"]  # c was given
+    assert by_cuts["integrated_category"].null_count() == 4
+
+    untold = scores.categorise_given(given, nobody, "prevalence", names)
+    assert untold["cxr_category"].to_list() == [None, None, "CAC 400+", None]  # no truth, no cuts
+
+    truth = pl.DataFrame(
+        {
+            "image_id": ["a", "b", "d"],
+            "gt0": [True, True, False],
+            "ge100": [True, False, False],
+            "ge400": [True, False, False],
+        }
+    )
+    by_margins = scores.categorise_given(given, truth, "prevalence", names)
+    assert by_margins["cxr_category"].to_list() == ["CAC 400+", "CAC 1-99", "CAC 400+", "CAC 0"]
