@@ -1,6 +1,6 @@
 """The one way out: tables go to unprotected/, and after disclosure control, with their figures, to release/."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import polars as pl
 
@@ -9,13 +9,13 @@ from cohort_scorer.provenance import Step
 from cohort_scorer.reporting import canvas, disclosure, figures
 
 
-def publish(step: Step, tables: Mapping[str, pl.DataFrame], in_sample: bool = False) -> None:
+def publish(step: Step, tables: Mapping[str, pl.DataFrame], stamps: Sequence[str]) -> None:
     """Write tables and their figures, and note them as outputs of the step.
 
     Args:
         step: The step that made them.
         tables: By file name, without ending; columns as data_schemas/ says.
-        in_sample: Whether in-sample scores were allowed: stamps every figure.
+        stamps: What every figure must say.
     """
     study = step.study
     protected = {}
@@ -27,6 +27,5 @@ def publish(step: Step, tables: Mapping[str, pl.DataFrame], in_sample: bool = Fa
         outside = study.release_folder / "tables" / f"{name}.csv"
         storage.write_csv(protected[name], outside)
         step.wrote(inside, outside)
-    stamps = disclosure.stamps(study.study.simulated, in_sample, study.release.disclosure)
     for name, figure in figures.draw(protected, stamps).items():
         step.wrote(*canvas.save(figure, study.release_folder / "figures" / name, study.release.formats))

@@ -31,7 +31,7 @@ def audit(study: Study, machine: Machine, console: Console) -> Path:
         )
     level = study.comparison.confidence_level
     found = screening.tables(people, section.strata, section.threshold, inputs.categories(), _accuracy(study), level)
-    publish(step, found)
+    publish(step, found, inputs.stamps(study))
     n_scored = people["is_scored"].sum()
     console.say(f"audit: {n_scored:,} of {len(people):,} patients scored")
     step.facts |= {"n_patients": len(people), "n_scored": n_scored, "threshold": section.threshold}

@@ -1,16 +1,19 @@
 """What several stages read: the study's tables, its films, its scores."""
 
+import json
 from collections.abc import Sequence
 from datetime import date
+from pathlib import Path
 
 import polars as pl
 
 from cohort_scorer import schemas, storage
 from cohort_scorer.cohort import identifiers
-from cohort_scorer.errors import BundleError, EmptyCohortError, InputTableError, StudyFileError
+from cohort_scorer.errors import BundleError, EmptyCohortError, InputTableError, MachineError, StudyFileError
 from cohort_scorer.prediction import scores as predicted
 from cohort_scorer.prediction.integration import passes_thresholds
 from cohort_scorer.provenance import Step
+from cohort_scorer.reporting import disclosure
 from cohort_scorer.study import ModelSection, Study
 
 _FIRST_SHIFTED = date(2100, 1, 1)
@@ -177,7 +180,7 @@ def scores(study: Study, step: Step) -> pl.DataFrame:
             "Run `cohort-scorer score` first.",
         )
     step.read(path, "patient_level/scores.parquet")
-    return storage.read_own(path)
+    return _own(path, "scores")
 
 
 def _categorised(study: Study, given: pl.DataFrame) -> pl.DataFrame:
@@ -214,7 +217,19 @@ def cohort(study: Study, step: Step) -> pl.DataFrame:
             "Run `cohort-scorer link` first.",
         )
     step.read(path, "patient_level/cohort.parquet")
-    return storage.read_own(path)
+    return _own(path, "cohort")
+
+
+def _own(path: Path, name: str) -> pl.DataFrame:
+    frame = storage.read_own(path)
+    missing = [column for column in schemas.columns(name) if column not in frame.columns]
+    if missing:
+        raise MachineError(
+            f"{path.parent.name}/{path.name} lacks {len(missing):,} columns: {', '.join(missing[:12])}.",
+            "Expected the table as this version writes it; found one of another version, or edited.",
+            "Run the step that writes it again.",
+        )
+    return frame
 
 
 def lost_zeros(name: str, known: str, rate: identifiers.Match) -> InputTableError:
@@ -232,6 +247,14 @@ def spoken(names: Sequence[str]) -> str:
     if len(names) > _SPOKEN_NAMES:
         return f"{len(names):,} different ones"
     return ", ".join(names) or "none"
+
+
+def stamps(study: Study) -> tuple[str, ...]:
+    """What every figure and page of the study must say; scores of a bundle trained on simulated data are simulated."""
+    simulated = study.study.simulated
+    if study.model is not None and not study.tables.scores and (study.bundle / "bundle.json").is_file():
+        simulated |= json.loads((study.bundle / "bundle.json").read_text(encoding="utf-8"))["simulated"]
+    return disclosure.stamps(simulated, study.comparison.allow_in_sample, study.release.disclosure)
 
 
 def refuse_unfit_origins(study: Study, people: pl.DataFrame) -> None:

@@ -56,7 +56,9 @@ def link(study: Study, machine: Machine, console: Console) -> Path:
     storage.write_parquet(schemas.conform(cohort, "cohort"), path)
     step.wrote(path)
     step.facts |= {"n_patients": len(cohort), "exclusions": dict(attrition.select("reason", "n_excluded").iter_rows())}
-    publish(step, {"attrition": attrition, "baseline": baseline.table(cohort, inputs.categories())})
+    publish(
+        step, {"attrition": attrition, "baseline": baseline.table(cohort, inputs.categories())}, inputs.stamps(study)
+    )
     step.finish()
     if cohort.is_empty():
         start = attrition["n_before"][0]

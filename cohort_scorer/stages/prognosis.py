@@ -58,7 +58,7 @@ def prognosis(study: Study, machine: Machine, console: Console) -> Path:
         study.comparison.confidence_level,
     )
     flow = _attrition(study, found.attrition, len(people), len(compared))
-    publish(step, {**result.tables, "attrition": flow}, study.comparison.allow_in_sample)
+    publish(step, {**result.tables, "attrition": flow}, inputs.stamps(study))
     step.facts |= {
         "n_patients": len(people),
         "n_in_common": len(compared),

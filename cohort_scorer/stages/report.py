@@ -8,8 +8,8 @@ from typing import Any
 import polars as pl
 
 from cohort_scorer import provenance, schemas, storage
-from cohort_scorer.reporting import canvas, disclosure, figures, page
-from cohort_scorer.stages import Console, Machine
+from cohort_scorer.reporting import canvas, figures, page
+from cohort_scorer.stages import Console, Machine, inputs
 from cohort_scorer.study import Study
 
 _STEPS = ("index", "link", "train", "score", "validate", "prognosis", "audit")
@@ -20,9 +20,8 @@ def report(study: Study, machine: Machine, console: Console) -> Path:
     manifests = _manifests(study)
     tables = _tables(study)
     model = _model(study, manifests)
-    simulated = study.study.simulated or bool(model.get("trained_on_simulated_data"))
     manifest = _manifest(study, manifests)
-    stamps = disclosure.stamps(simulated, study.comparison.allow_in_sample, study.release.disclosure)
+    stamps = (*inputs.stamps(study), *_mixed(study, manifests, console))
     drawn = _figures(study, tables, stamps)
     content = page.Page(
         title=study.study.title,
@@ -40,6 +39,16 @@ def report(study: Study, machine: Machine, console: Console) -> Path:
     storage.write_text(page.render(content), path)
     console.say(f"report: {len(tables)} tables, {len(drawn)} figures")
     return path
+
+
+def _mixed(study: Study, manifests: dict[str, Any], console: Console) -> tuple[str, ...]:
+    """A stamp where steps were run with another study file than the one the page prints."""
+    now = provenance.sha256(study.file)
+    others = [name for name, step in manifests.items() if step["study_sha256"] != now]
+    if not others:
+        return ()
+    console.say(f"warning: {', '.join(others)} ran before study.toml was changed; run them again")
+    return (f"RUN BEFORE STUDY.TOML WAS CHANGED: {', '.join(others)}",)
 
 
 def _manifests(study: Study) -> dict[str, Any]:

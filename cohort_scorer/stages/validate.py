@@ -33,8 +33,8 @@ def validate(study: Study, machine: Machine, console: Console) -> Path:
     found = validation.tables(
         people, inputs.categories(), str(rule), _cut_points(study), study.comparison.confidence_level
     )
-    publish(step, found, study.comparison.allow_in_sample)
-    step.facts |= {"n_patients": len(people), "bundle_simulated": _bundle_simulated(study)}
+    publish(step, found, inputs.stamps(study))
+    step.facts |= {"n_patients": len(people)}
     pooled = found["discrimination"].filter(pl.col("fold").is_null())
     for row in pooled.iter_rows(named=True):
         if row["auc"] is not None:
@@ -56,9 +56,3 @@ def _cut_points(study: Study) -> dict[tuple[str, int], float]:
         cuts = scores.cut_points(grid, exposure, NEW, study.model.category_rule)
         found |= {(exposure, threshold): cut for threshold, cut in zip(THRESHOLDS, cuts or (), strict=False)}
     return found
-
-
-def _bundle_simulated(study: Study) -> bool:
-    if study.tables.scores or study.model is None:
-        return False
-    return bool(bundle.load(study.bundle, inputs.categories()).content["simulated"])

@@ -336,3 +336,15 @@ def test_another_studys_index_and_bundle_serve_a_new_study(image_study_run: Path
     scores = pl.read_parquet(other / "outputs/patient_level/scores.parquet")
     assert scores["score_origin"].unique().to_list() == ["external"]
     assert not (other / "outputs/patient_level/index").exists()
+
+
+def test_report_says_which_steps_ran_before_the_study_file_changed(tables_study_done: Path) -> None:
+    page = tables_study_done / "outputs" / "release" / "report.html"
+    assert cli("report", tables_study_done).code == 0
+    assert "RUN BEFORE STUDY.TOML WAS CHANGED" not in page.read_text()
+    substitute(tables_study_done / "study.toml", "^seed = .*$", "seed = 99")
+    for verb in ("link", "prognosis", "audit"):
+        assert cli(verb, tables_study_done).code == 0
+    answer = cli("report", tables_study_done)
+    assert "warning: validate ran before study.toml was changed" in answer.stderr
+    assert "RUN BEFORE STUDY.TOML WAS CHANGED: validate<" in page.read_text()
