@@ -5,6 +5,7 @@ Knows no schema and no study.
 
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -134,6 +135,21 @@ def _atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def reserve(path: Path, size: int) -> None:
+    """Make sure that the disk has room for a file that will be memory-mapped: a full disk kills whoever writes to it.
+
+    Raises:
+        MachineError: it has not.
+    """
+    free = shutil.disk_usage(path.parent).free
+    if free < size:
+        raise MachineError(
+            f"The disk has no room for {path.name}.",
+            f"Expected {size / 1e6:,.0f} MB; found {free / 1e6:,.0f} MB free.",
+            "Free space, or name another [study] output.",
+        )
 
 
 def read_own(path: Path) -> pl.DataFrame:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import polars as pl
 
+_CHANCE = 0.02
+
 
 @dataclass(frozen=True)
 class Match:
@@ -20,9 +22,17 @@ class Match:
     n_matched_without_zeros: int
 
     @property
+    def n_gained(self) -> int:
+        """How many more would match without leading zeros."""
+        return self.n_matched_without_zeros - self.n_matched
+
+    @property
     def lost_zeros(self) -> bool:
-        """Whether stripping zeros matches more: a spreadsheet has probably turned identifiers into numbers."""
-        return self.n_matched_without_zeros > self.n_matched
+        """Whether so many more match that a spreadsheet has probably turned identifiers into numbers.
+
+        Fewer than one in fifty may be different people whose identifiers differ in a zero.
+        """
+        return self.n_gained > _CHANCE * self.n
 
 
 def match(ids: pl.Series, known: pl.Series) -> Match:

@@ -9,6 +9,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from cohort_scorer.errors import MachineError
 from cohort_scorer.imaging import networks
 
 _MAXIMUM_ROTATION = 0.07
@@ -90,6 +92,12 @@ def _in_processes(jobs: Sequence[Job], images: Path, folder: Path, settings: Set
         try:
             for future in as_completed([pool.submit(_train_one, job, images, folder, settings) for job in jobs]):
                 yield future.result()
+        except BrokenProcessPool as fault:
+            raise MachineError(
+                "A process that trained a network was killed; the networks that were finished stand.",
+                "Expected memory for one batch of every network trained side by side; found too little, perhaps.",
+                "Run the same command again with fewer --workers.",
+            ) from fault
         except BaseException:
             # What is half trained would not be kept: waiting for it could take hours.
             for child in multiprocessing.active_children():

@@ -22,6 +22,10 @@ FORMAT = 1
 NEW = -1
 """The `fold` of layers and cuts for patients the bundle never saw."""
 
+_KEYS = {
+    "format", "title", "simulated", "versions", "categories", "preprocessing_id", "image_size", "design", "backbone",
+    "integrate", "networks", "training", "layers", "thresholds", "files",
+}  # fmt: skip
 _ALLOWED_ENDINGS = (".json", ".safetensors", ".parquet", ".md")
 
 
@@ -61,7 +65,9 @@ class Bundle:
     def model_id(self, model_section: Mapping[str, Any]) -> str:
         """Identity of a score: bundle.json (which holds the hashes of the weights) without prose, and [model]."""
         numbers = {key: value for key, value in self.content.items() if key not in ("title", "versions")}
-        files = {name: sha for name, sha in numbers["files"].items() if not name.endswith(".md")}
+        # The hashes of the training patients depend on a secret key, not on the model.
+        prose = ("MODEL_CARD.md", "training_patients.parquet")
+        files = {name: sha for name, sha in numbers["files"].items() if name not in prose}
         settings = {key: value for key, value in model_section.items() if key != "bundle"}
         return provenance.digest([{**numbers, "files": files}, settings])[:16]
 
@@ -131,6 +137,8 @@ def load(folder: Path, categories: Sequence[str]) -> Bundle:
     except (OSError, ValueError, KeyError, TypeError) as fault:
         raise _damaged("bundle.json cannot be read") from fault
     _verify(folder, files)
+    if not content.keys() >= _KEYS:
+        raise _damaged(f"bundle.json lacks {len(_KEYS - content.keys())} of its keys")
     if content.get("format") != FORMAT or content.get("categories") != category_grid(categories):
         raise BundleError(
             "The bundle's categories or format contradict this study.",

@@ -22,6 +22,7 @@ def audit(study: Study, machine: Machine, console: Console) -> Path:
     step = Step(study, "audit")
     step.forget_outputs()
     people = _people(study, step)
+    inputs.tell_dropped(step, console)
     missing = [name for name in section.strata if name not in people.columns]
     if missing:
         raise StudyFileError(

@@ -8,7 +8,7 @@ from cohort_scorer import provenance, schemas, storage
 from cohort_scorer.errors import EmptyCohortError, MachineError, TooManyRefusedError
 from cohort_scorer.imaging import index as archive
 from cohort_scorer.provenance import Step
-from cohort_scorer.stages import Console, Machine
+from cohort_scorer.stages import Console, Machine, inputs
 from cohort_scorer.study import Study
 
 _PART_ROWS = 20_000
@@ -23,6 +23,7 @@ def index(study: Study, machine: Machine, console: Console) -> Path:
     step = Step(study, "index")
     folder = study.patient_level / "index"
     if section.index:
+        inputs.index(study)
         return study.folder / str(section.index)
     listing = None
     if section.listing:
@@ -143,7 +144,7 @@ def _settle(study: Study, files: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFra
     rows, doubled = archive.resolve_duplicates(known, study.roots)
     returned = rows
     for path in sorted(folder.glob("part-*.parquet")):
-        part = pl.read_parquet(path)
+        part = storage.read_own(path)
         kept = present(part, rows)
         returned = returned.join(kept.select(_FILE), on=_FILE, how="anti", maintain_order="left")
         if len(kept) < len(part):
@@ -164,12 +165,12 @@ def _rows(folder: Path) -> pl.DataFrame:
     """All rows that are known: of the index, and those set aside."""
     paths = [*sorted(folder.glob("part-*.parquet")), *folder.glob("set_aside.parquet")]
     empty = pl.DataFrame(schema=schemas.columns("index"))
-    return pl.concat([empty, *(pl.read_parquet(path) for path in paths)]).unique(_FILE, maintain_order=True)
+    return pl.concat([empty, *(storage.read_own(path) for path in paths)]).unique(_FILE, maintain_order=True)
 
 
 def _refusals(folder: Path) -> pl.DataFrame:
     parts = sorted(folder.glob("index-*.parquet"))
-    return pl.concat([pl.DataFrame(schema=schemas.columns("refusals")), *(pl.read_parquet(part) for part in parts)])
+    return pl.concat([pl.DataFrame(schema=schemas.columns("refusals")), *(storage.read_own(part) for part in parts)])
 
 
 def _next_number(folder: Path) -> int:

@@ -14,6 +14,7 @@ from cohort_scorer.prediction import scores as predicted
 from cohort_scorer.prediction.integration import passes_thresholds
 from cohort_scorer.provenance import Step
 from cohort_scorer.reporting import disclosure
+from cohort_scorer.stages import Console
 from cohort_scorer.study import ModelSection, Study
 
 _FIRST_SHIFTED = date(2100, 1, 1)
@@ -240,6 +241,12 @@ def lost_zeros(name: str, known: str, rate: identifiers.Match) -> InputTableErro
         "Expected the same text in every table, zeros kept; found ids that a spreadsheet may have made numbers.",
         "Export the table again with patient_id as text.",
     )
+
+
+def tell_dropped(step: Step, console: Console) -> None:
+    """Say how many faulty rows were left out under faulty_rows = "drop"."""
+    for name, count in step.facts.get("rows_dropped", {}).items():
+        console.say(f"dropped: {count:,} faulty rows of {name}")
 
 
 def spoken(names: Sequence[str]) -> str:

@@ -27,13 +27,14 @@ def link(study: Study, machine: Machine, console: Console) -> Path:
     events = inputs.table(study, step, "events") if section.exclude_between else None
     for fault in name_faults(study, clinical, events):
         raise fault
-    for name, count in step.facts.get("rows_dropped", {}).items():
-        console.say(f"dropped: {count:,} faulty rows of {name}")
+    inputs.tell_dropped(step, console)
     known = "the scores" if study.tables.scores else "the index"
     for name, table in (("cacs", cacs), ("clinical", clinical)):
         rate = identifiers.match(films["patient_id"] if table is None else table["patient_id"], films["patient_id"])
         if rate.lost_zeros:
             raise inputs.lost_zeros(name, known, rate)
+        if rate.n_gained:
+            console.say(f"warning: {rate.n_gained:,} patients of {name} would match without leading zeros")
     rules = pairing.Rules(
         section.maximum_days_between,
         section.pairing,

@@ -40,6 +40,19 @@ def prognosis(study: Study, machine: Machine, console: Console) -> Path:
     compared = people.filter("in_common")
     n_events = compared.filter(pl.col("status") == follow_up.EVENT).height
     console.say(f"prognosis: {len(compared):,} patients compared, {n_events:,} with {section.name}")
+    inputs.tell_dropped(step, console)
+    flow = _attrition(study, found.attrition, len(people), len(compared))
+    publish(step, {"attrition": flow}, inputs.stamps(study))
+    if compared.is_empty():
+        needed = [*(f"{name}_category" for name in exposures), *study.comparison.adjust_for]
+        counts = sorted(((people[name].null_count(), name) for name in needed), reverse=True)
+        raise EmptyCohortError(
+            f"Nobody can be compared: 0 of {len(people):,} patients in the analysis set have everything.",
+            "Expected every category and covariate in at least one patient; missing: "
+            + ", ".join(f"{name} in {count:,}" for count, name in counts[:3])
+            + ".",
+            "Complete the clinical table, or name fewer columns in [comparison] adjust_for.",
+        )
     if not n_events:
         raise EmptyCohortError(
             f"Nobody compared had an event: {len(people):,} in the analysis set, {len(compared):,} with everything.",
@@ -57,8 +70,7 @@ def prognosis(study: Study, machine: Machine, console: Console) -> Path:
         bool(section.competing),
         study.comparison.confidence_level,
     )
-    flow = _attrition(study, found.attrition, len(people), len(compared))
-    publish(step, {**result.tables, "attrition": flow}, inputs.stamps(study))
+    publish(step, result.tables, inputs.stamps(study))
     step.facts |= {
         "n_patients": len(people),
         "n_in_common": len(compared),
@@ -102,7 +114,7 @@ def event_rules(study: Study, events: pl.DataFrame) -> follow_up.Rules:
                 nearest = difflib.get_close_matches(name, types, n=1)
                 raise StudyFileError(
                     f"{study.file.name}: [outcome] {key} names {name}, which never occurs in the events table.",
-                    f"Expected an event_type of that table; found {', '.join(types[:12]) or 'none'}.",
+                    f"Expected an event_type of that table; found {inputs.spoken(types)}.",
                     f"Did you mean {nearest[0]}?" if nearest else f"Correct [outcome] {key}.",
                 )
     named = {*section.components, *section.competing}

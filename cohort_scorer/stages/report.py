@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 
 from cohort_scorer import provenance, schemas, storage
+from cohort_scorer.errors import EmptyCohortError, MachineError
 from cohort_scorer.reporting import canvas, figures, page
 from cohort_scorer.stages import Console, Machine, inputs
 from cohort_scorer.study import Study
@@ -61,9 +62,24 @@ def _manifests(study: Study) -> dict[str, Any]:
 
 
 def _tables(study: Study) -> dict[str, pl.DataFrame]:
+    """The released tables; files that no step wrote are left alone."""
     found = {}
     for path in sorted((study.release_folder / "tables").glob("*.csv")):
-        found[path.stem] = pl.read_csv(path, schema=schemas.columns(path.stem))
+        if path.stem in schemas.names():
+            try:
+                found[path.stem] = pl.read_csv(path, schema=schemas.columns(path.stem))
+            except pl.exceptions.PolarsError as fault:
+                raise MachineError(
+                    f"release/tables/{path.name} is not what a step wrote.",
+                    f"Expected the columns that `cohort-scorer schema {path.stem}` lists; found others.",
+                    "Run the step that writes it again.",
+                ) from fault
+    if not found:
+        raise EmptyCohortError(
+            "There is nothing to report: no table in release/tables.",
+            "Expected the tables of link, validate, prognosis or audit; found none.",
+            "Run `cohort-scorer run`, or these steps; `cohort-scorer check` tells which the study file has.",
+        )
     return found
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cohort_scorer import study as study_file
-from cohort_scorer.errors import ConvergenceError
+from cohort_scorer.errors import ConvergenceError, StudyFileError
 from cohort_scorer.stages import Console, Machine
 from cohort_scorer.stages.audit import audit
 from cohort_scorer.stages.index import index
@@ -47,6 +47,12 @@ def run(study: Study, machine: Machine, console: Console) -> Path:
     fault is told.
     """
     path, late = study.file, None
+    if [name for name, _ in steps(study)] == ["report"]:
+        raise StudyFileError(
+            f"{study.file.name}: there is nothing to run.",
+            f"Expected sections that a step needs; found {', '.join(f'[{name}]' for name in study.sections)}.",
+            "Add [archive], [tables], [cohort] and what the study is about; the README has an example.",
+        )
     for name, stage in steps(study):
         console.say(f"--- {name}")
         try:

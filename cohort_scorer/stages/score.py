@@ -123,13 +123,13 @@ def _outputs(study: Study) -> pl.DataFrame:
 
 def _refusals(folder: Path) -> pl.DataFrame | None:
     parts = sorted(folder.glob("score-*.parquet"))
-    return pl.concat([pl.read_parquet(part) for part in parts]) if parts else None
+    return pl.concat([storage.read_own(part) for part in parts]) if parts else None
 
 
 def _lasting_refusals(folder: Path) -> pl.DataFrame | None:
     """Forget refusals that may pass (a file that was away or locked), so that these films are tried again."""
     for path in folder.glob("score-*.parquet"):
-        part = pl.read_parquet(path)
+        part = storage.read_own(path)
         lasting = part.filter(~pl.col("reason").is_in(["missing_file", "unreadable_file"]))
         if len(lasting) < len(part):
             storage.write_parquet(lasting, path)

@@ -41,6 +41,12 @@ def train(study: Study, machine: Machine, console: Console) -> Path:
         _refuse_another(study, training_id)
         console.say("train: the bundle stands, trained on this cohort with these settings")
         return study.bundle
+    if study.bundle.is_dir() and any(study.bundle.iterdir()):
+        raise BundleError(
+            "The folder of [model] bundle holds files, but no bundle.",
+            "Expected no folder there, an empty one, or a bundle; found other files.",
+            "Move them away, or name another [model] bundle.",
+        )
     scratch = study.patient_level / "training" / training_id[:16]
     device = networks.choose_device(machine.device)
     people = _decode(study, people, scratch, machine, console)
@@ -101,6 +107,7 @@ def _decode(study: Study, people: pl.DataFrame, scratch: Path, machine: Machine,
     scratch.mkdir(parents=True, exist_ok=True)
     rows = people.select("image_id").join(inputs.index(study), on="image_id", how="left", maintain_order="left")
     size = study.require("train").image_size
+    storage.reserve(scratch / "images.npy", len(people) * size * size * 2)
     images = np.lib.format.open_memmap(scratch / "images.npy", "w+", np.uint16, (len(people), size, size))
     hashes: list[str | None] = [None] * len(people)
     n_read = 0

@@ -55,14 +55,17 @@ def cumulative_incidence(time_days: npt.ArrayLike, status: npt.ArrayLike, level:
         scale, half = np.log(-np.log(inside)), spread / (inside * -np.log(inside))
         start = (points == 0) & (incidence == 0)
         empty = pl.Series(~bounded & ~start)
+        # Where very few are at risk exp overflows to infinity, and the bound is rightly 0.
+        with np.errstate(over="ignore"):
+            lower, upper = np.exp(-np.exp(scale + half)), np.exp(-np.exp(scale - half))
         frames.append(
             pl.DataFrame(
                 {
                     "cause": np.full(len(points), cause, dtype=np.int64),
                     "time_days": points,
                     "incidence": incidence,
-                    "lower": pl.Series(np.where(start, 0.0, np.exp(-np.exp(scale + half)))).set(empty, None),
-                    "upper": pl.Series(np.where(start, 0.0, np.exp(-np.exp(scale - half)))).set(empty, None),
+                    "lower": pl.Series(np.where(start, 0.0, lower)).set(empty, None),
+                    "upper": pl.Series(np.where(start, 0.0, upper)).set(empty, None),
                 }
             )
         )

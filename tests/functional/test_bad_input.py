@@ -616,3 +616,64 @@ def test_two_studies_side_by_side_do_not_meet(tables_study: Path, tmp_path: Path
     assert cli("link", other).code == cli("link", tables_study).code == 0
     first, second = (study / "outputs/patient_level/cohort.parquet" for study in (other, tables_study))
     assert first.read_bytes() == second.read_bytes()
+
+
+def test_event_types_that_are_identifiers_are_not_told(tables_study: Path) -> None:
+    private = patient_ids(tables_study)
+    events = tables_study / "tables" / "events.csv"
+    edit(events, lambda text: text.replace("patient_id,event_type", "event_type,patient_id", 1))
+    substitute(tables_study / "study.toml", "exclude_between = .*", "exclude_between = []")
+    assert cli("link", tables_study).code == 0
+    told(cli("prognosis", tables_study), 10, "different ones", private=private)
+
+
+def test_a_table_that_nobody_wrote_is_left_out_of_the_report(tables_study_done: Path) -> None:
+    tables = tables_study_done / "outputs" / "release" / "tables"
+    (tables / "mine.csv").write_text("a,b\n1,2\n")
+    assert cli("report", tables_study_done).code == 0
+    (tables / "cox.csv").write_text("a,b\n1,2\n")
+    told(cli("report", tables_study_done), 17, "cox.csv")
+
+
+def test_a_study_of_nothing_ends_with_10_and_a_report_of_nothing_with_14(tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_text('[study]\ntitle = "Nothing"\n')
+    told(cli("run", tmp_path), 10, "nothing to run")
+    told(cli("report", tmp_path), 14, "nothing to report")
+
+
+def test_an_index_of_another_study_that_is_not_there_ends_with_14(image_study: Path) -> None:
+    substitute(image_study / "study.toml", r"^\[archive\]$", '[archive]\nindex = "../nowhere/index"')
+    told(cli("index", image_study), 14)
+
+
+def test_files_in_the_place_of_the_bundle_stop_training_before_it_begins(image_study_done: Path) -> None:
+    model = image_study_done / "outputs" / "model"
+    shutil.rmtree(model)
+    model.mkdir()
+    (model / ".DS_Store").write_bytes(b"x")
+    told(cli("train", image_study_done), 12, "no bundle")
+
+
+def test_a_covariate_that_nobody_has_is_named(tables_study: Path) -> None:
+    clinical = tables_study / "tables" / "clinical.csv"
+    pl.read_csv(clinical, infer_schema=False).with_columns(bmi=pl.lit(None, pl.String)).write_csv(clinical)
+    assert cli("link", tables_study).code == 0
+    told(cli("prognosis", tables_study), 14, "bmi in")
+    attrition = pl.read_csv(tables_study / "outputs" / "unprotected" / "tables" / "attrition.csv")
+    assert attrition["reason"][-1] == "missing category or covariate"
+    assert attrition["n_after"][-1] == 0
+
+
+def test_identifiers_that_differ_in_a_zero_by_chance_are_told_and_do_not_stop(tables_study: Path) -> None:
+    cacs = tables_study / "tables" / "cacs.csv"
+    table = pl.read_csv(cacs, infer_schema=False)
+    stripped = table["patient_id"][0].lstrip("0")
+    table.with_columns(
+        pl.when(pl.col("patient_id") == table["patient_id"][0])
+        .then(pl.lit(stripped))
+        .otherwise("patient_id")
+        .alias("patient_id")
+    ).write_csv(cacs)
+    answer = cli("link", tables_study)
+    assert answer.code == 0
+    assert "1 patients of cacs would match without leading zeros" in answer.stderr

@@ -57,7 +57,11 @@ def content(title: str = "A bundle") -> dict[str, object]:
         "title": title,
         "versions": {"cohort-scorer": "0"},
         "categories": bundle.category_grid(CATEGORIES),
+        "simulated": True,
         "preprocessing_id": "p",
+        "image_size": 32,
+        "design": "three_models",
+        "backbone": "resnet-small",
         "integrate": ["age_years", "sex", "bmi"],
         "networks": [
             {"name": network_name(threshold, fold), "threshold": threshold, "fold": fold}

@@ -70,6 +70,8 @@ DAMAGE = {
     "bundle.json not UTF-8": lambda m: (m / "bundle.json").write_bytes(b"\xff\xfe\x00{"),
     "bundle.json missing": lambda m: (m / "bundle.json").unlink(),
     "the folder missing": shutil.rmtree,
+    "no simulated": lambda m: edit(m, lambda c: c.pop("simulated")),
+    "no image_size": lambda m: edit(m, lambda c: c.pop("image_size")),
     "no files": lambda m: edit(m, lambda c: c.pop("files")),
     "no layers": lambda m: edit(m, lambda c: c.pop("layers")),
     "layers empty": lambda m: edit(m, lambda c: c["layers"].clear()),
