@@ -18,7 +18,7 @@ _OTHERS = {
     "kappa_quadratic": "Kappa, quadratic weights",
     "efron": "Efron",
     "firth": "Firth",
-    "not_fitted": "not fitted, too few events",
+    "not_fitted": "not fitted",
     "age_years": "Age, years",
     "age_at_t0_years": "Age at t0, years",
     "bmi": "BMI, kg/m²",

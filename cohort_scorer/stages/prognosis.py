@@ -1,6 +1,7 @@
 """prognosis: cohort + scores + outcomes -> analysis set -> Kaplan-Meier, log-rank, Cox."""
 
 import difflib
+from collections import Counter
 from pathlib import Path
 
 import polars as pl
@@ -86,7 +87,7 @@ def prognosis(study: Study, machine: Machine, console: Console) -> Path:
         ),
         "largest_difference_from_lifelines": result.lifelines_difference,
         "not_converged": result.not_converged,
-        "few_events": result.few_events,
+        "not_fitted": result.hindered,
         "fewer_than_10_events_per_parameter": result.few_per_parameter,
     }
     step.finish()
@@ -176,11 +177,9 @@ def _attrition(study: Study, analysis: pl.DataFrame, n_people: int, n_compared: 
 
 
 def _warn(result: survival.Prognosis, console: Console) -> None:
-    if result.few_events:
-        console.say(
-            f"warning: {len(result.few_events):,} models not fitted: a category has fewer than "
-            f"{survival.MINIMUM_EVENTS} events"
-        )
+    reasons = Counter(label.split(": ", 1)[1] for label in result.hindered)
+    for reason, count in sorted(reasons.items()):
+        console.say(f"warning: {count:,} models not fitted: {reason}")
     if result.few_per_parameter:
         console.say(f"warning: {len(result.few_per_parameter):,} models have fewer than 10 events per parameter")
     if (result.lifelines_difference or 0) > _TOLERATED_DIFFERENCE:

@@ -27,14 +27,14 @@ class Prognosis:
         tables: By file name.
         lifelines_difference: Largest difference of a coefficient from lifelines over the models compared, or None.
         not_converged: Models without a maximum, as `site origin model`.
-        few_events: Models not fitted because a category has fewer than 5 events.
+        hindered: Models not fitted, with the reason.
         few_per_parameter: Models with fewer than 10 events per parameter.
     """
 
     tables: dict[str, pl.DataFrame]
     lifelines_difference: float | None = None
     not_converged: list[str] = field(default_factory=list)
-    few_events: list[str] = field(default_factory=list)
+    hindered: list[str] = field(default_factory=list)
     few_per_parameter: list[str] = field(default_factory=list)
 
 
@@ -160,28 +160,28 @@ def _cox(
     terms = _terms(group, used, covariates, categories)
     event = group["status"].to_numpy() == 1
     label = f"{place['site']} {place['score_origin']} {model}"
-    fitted = None
-    few = any(term.exposure and term.n and term.n_events < MINIMUM_EVENTS for term in terms)
     columns = [term for term in terms if term.values is not None]
     values = [term.values for term in terms if term.values is not None]
     matrix = np.column_stack(values) if values else np.empty((len(group), 0))
-    if few:
-        result.few_events.append(label)
-    elif event.any():
+    fitted = None
+    reason = _hindrance(terms, used, categories, event)
+    if reason is None:
         try:
             fitted = cox.fit(
                 group["time_days"], event, matrix, strata=strata, term_names=[term.name for term in columns]
             )
         except ConvergenceError:
+            reason = "the likelihood has no maximum"
             result.not_converged.append(label)
-    fit_row: dict[str, object] = {"n": len(group), "n_events": int(event.sum()), "df": len(columns)}
-    fit_row["events_per_parameter"] = event.sum() / len(columns) if columns else None
-    fit_row["method"] = "efron" if fitted else "not_fitted"
+    elif event.any():
+        result.hindered.append(f"{label}: {reason}")
     if columns and event.sum() < 10 * len(columns):
         result.few_per_parameter.append(label)
-    rows = pl.DataFrame(
-        [term.row(fitted is not None) for term in terms], schema={**_COUNTS, **_NUMBERS, "method": pl.String}
-    )
+    fit_row: dict[str, object] = {"n": len(group), "n_events": int(event.sum()), "df": len(columns)}
+    fit_row["events_per_parameter"] = event.sum() / len(columns) if columns else None
+    fit_row |= {"method": "efron" if fitted else "not_fitted", "reason": reason}
+    numbers = iter(fitted.table(level).iter_rows(named=True)) if fitted else None
+    rows = pl.DataFrame([term.row(numbers, reason) for term in terms], schema=_COLUMNS)
     if fitted is None:
         return rows, pl.DataFrame([fit_row])
     fit_row |= {name: getattr(fitted, name) for name in ("loglik_null", "loglik", "lr_chi2", "p", "aic")}
@@ -191,30 +191,29 @@ def _cox(
         differs = crosscheck.difference_from_lifelines(fitted, group["time_days"], event, matrix, strata=strata)
         if differs is not None:
             result.lifelines_difference = max(result.lifelines_difference or 0.0, differs)
-    numbers = fitted.table(level).with_columns(
-        pl.Series("position", [position for position, term in enumerate(terms) if term.values is not None], pl.Int64)
-    )
-    rows = (
-        rows.with_row_index("position")
-        .with_columns(pl.col("position").cast(pl.Int64))
-        .drop("coef", "se", "lower", "upper", "z", "p")
-        .join(numbers.rename({"hr": "fitted_hr"}), on="position", how="left", maintain_order="left")
-        .with_columns(pl.coalesce("fitted_hr", "hr").alias("hr"))
-        .drop("position", "fitted_hr")
-    )
     return rows, pl.DataFrame([fit_row])
 
 
-_COUNTS = {
-    "exposure": pl.String,
-    "term": pl.String,
-    "level": pl.String,
-    "subgroup": pl.String,
-    "period": pl.String,
-    "n": pl.Int64,
-    "n_events": pl.Int64,
+def _hindrance(
+    terms: Sequence["_Term"], used: Sequence[str], categories: Sequence[str], event: NDArray[np.bool_]
+) -> str | None:
+    """Why a model must not be fitted: no events, nobody in the reference category, or too few events in one."""
+    levels = [term for term in terms if term.exposure]
+    if not event.any():
+        return "no events"
+    if any(categories[0] not in {term.level for term in levels if term.exposure == name} for name in used):
+        return f"nobody is in {categories[0]}, the reference"
+    if any(term.n_events < MINIMUM_EVENTS for term in levels):
+        return f"a category has fewer than {MINIMUM_EVENTS} events"
+    return None
+
+
+_COLUMNS = {
+    **dict.fromkeys(["exposure", "term", "level", "subgroup", "period"], pl.String()),
+    **dict.fromkeys(["n", "n_events"], pl.Int64()),
+    **dict.fromkeys(["coef", "se", "hr", "lower", "upper", "z", "p"], pl.Float64()),
+    **dict.fromkeys(["method", "reason"], pl.String()),
 }
-_NUMBERS = dict.fromkeys(["coef", "se", "hr", "lower", "upper", "z", "p"], pl.Float64)
 
 
 @dataclass(frozen=True)
@@ -229,17 +228,22 @@ class _Term:
     is_reference: bool
     values: NDArray[np.float64] | None
 
-    def row(self, is_fitted: bool) -> dict[str, object]:
-        estimable = is_fitted and (self.is_reference or self.values is not None)
-        return {
+    def row(self, numbers: Iterator[dict[str, float]] | None, reason: str | None) -> dict[str, object]:
+        """The row of cox.csv; takes its own numbers from those of the model's design columns."""
+        counts = {
             "exposure": self.exposure,
             "term": self.name,
             "level": self.level,
             "n": self.n,
             "n_events": self.n_events,
-            "hr": 1.0 if self.is_reference and is_fitted else None,
-            "method": "efron" if estimable else "not_fitted",
         }
+        if numbers is None:
+            return counts | {"method": "not_fitted", "reason": reason}
+        if self.is_reference:
+            return counts | {"hr": 1.0, "method": "efron"}
+        if self.values is None:
+            return counts | {"method": "not_fitted", "reason": "the covariate does not vary"}
+        return counts | next(numbers) | {"method": "efron"}
 
 
 def _terms(

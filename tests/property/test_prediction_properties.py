@@ -192,8 +192,8 @@ def test_the_order_of_patients_changes_no_table_of_prognosis(seed):
     for name, table in first.tables.items():
         assert len(table)
         close(table, second.tables[name])
-    assert (first.not_converged, first.few_events, first.few_per_parameter) == (
+    assert (first.not_converged, first.hindered, first.few_per_parameter) == (
         second.not_converged,
-        second.few_events,
+        second.hindered,
         second.few_per_parameter,
     )

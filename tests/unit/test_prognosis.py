@@ -145,7 +145,7 @@ def test_every_model_of_the_contract_is_there():
         assert fit["n"].unique().to_list() == [len(rows(site))]
         assert fit["df"].to_list() == [3, 3, 2, 5, 5, 8]
     assert FOUND.lifelines_difference < 1e-6
-    assert FOUND.not_converged == FOUND.few_events == []
+    assert FOUND.not_converged == FOUND.hindered == []
 
 
 def with_events(people: pl.DataFrame, exposure: str, category: str, n_events: int) -> pl.DataFrame:
@@ -174,8 +174,12 @@ def test_a_category_with_fewer_than_5_events_gives_no_hazard_ratio_of_any_catego
     assert models.select(NUMBERS).null_count().row(0) == (len(models),) * len(NUMBERS)
     counted = models.filter(model="crude:cxr", level=category).row(0, named=True)
     assert (counted["n"], counted["n_events"]) == (people.filter(cxr_category=category).height, n_events)
-    named = [f"A oof {name}" for name in ("crude:cxr", "covariates+cxr", "covariates+true+cxr")]
-    assert [label for label in found.few_events if "cxr" in label] == named
+    named = [
+        f"A oof {name}: a category has fewer than 5 events"
+        for name in ("crude:cxr", "covariates+cxr", "covariates+true+cxr")
+    ]
+    assert [label for label in found.hindered if "cxr" in label] == named
+    assert set(models["reason"]) == {"a category has fewer than 5 events"}
     fit = found.tables["cox_fit"].filter(model="crude:cxr").row(0, named=True)
     assert (fit["method"], fit.get("loglik"), fit.get("harrell_c")) == ("not_fitted", None, None)
     others = found.tables["cox"].filter(model="covariates").drop_nulls("coef")
@@ -192,7 +196,15 @@ def test_five_events_are_enough():
     mine = found.tables["cox"].filter(model="crude:cxr")
     assert mine["method"].to_list() == ["efron"] * 4
     assert mine["coef"].is_finite().sum() == 3
-    assert not found.few_events
+    assert not found.hindered
+
+
+def test_no_other_category_takes_the_place_of_an_empty_reference():
+    people = PEOPLE.filter(pl.col("cxr_category") != "CAC 0")
+    models = tables(people).tables["cox"].filter(pl.col("model").str.contains("cxr"))
+    assert len(models) > 0
+    assert models["hr"].null_count() == len(models)
+    assert set(models["reason"]) == {"nobody is in CAC 0, the reference"}
 
 
 @pytest.mark.parametrize("empty", ["CAC 1-99", "CAC 400+"])
