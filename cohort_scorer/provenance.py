@@ -74,7 +74,7 @@ class Step:
         self.path.unlink()
 
     def read(self, path: Path, label: str) -> None:
-        """Note an input and its hash."""
+        """Note an input by its path from the study file's folder, and its hash."""
         if path.is_file():
             self.inputs[label] = sha256(path)
 

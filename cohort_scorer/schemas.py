@@ -18,6 +18,9 @@ import polars as pl
 from cohort_scorer import storage
 from cohort_scorer.errors import InputTableError
 
+MISSING = ("", "NA", "N/A", "NaN", "NULL", ".")
+"""What R, Stata, SAS, pandas and SQL write where a value is missing."""
+
 _TYPES: dict[str, pl.DataType] = {
     "string": pl.String(),
     "integer": pl.Int64(),
@@ -105,7 +108,9 @@ def check(frame: pl.DataFrame, name: str, table: str) -> Checked:
     """
     schema = load(name)
     _require_columns(frame, schema, table)
-    frame = frame.with_columns(pl.col(pl.String).str.strip_chars().replace("", None))
+    frame = frame.with_columns(
+        pl.col(pl.String).str.strip_chars().replace(list(MISSING), None), pl.col(pl.Float32, pl.Float64).fill_nan(None)
+    )
     faults: list[tuple[str, str, pl.Expr]] = []
     typed: dict[str, pl.Expr] = {}
     for field in schema["fields"]:
@@ -264,6 +269,8 @@ def _uniqueness(
 
 def _inferred(series: pl.Series) -> pl.Series:
     """An extra column may be a covariate: text of numbers or of true/false becomes so, codes with zeros stay."""
+    if series.dtype.is_float():
+        return series.set(~series.is_finite(), None)
     if series.dtype != pl.String or series.null_count() == len(series):
         return series
     values = series.drop_nulls()

@@ -117,12 +117,18 @@ def write_text(text: str, path: Path) -> None:
     write_bytes(text.encode(), path)
 
 
-def write_bytes(data: bytes, path: Path) -> None:
-    """Write bytes under their final name in one step."""
-    _atomically(path, lambda file: file.write(data))
+def write_bytes(data: bytes, path: Path, private: bool = False) -> None:
+    """Write bytes under their final name in one step; private ones can be read by their owner alone."""
+    _atomically(path, lambda file: file.write(data), private)
 
 
-def _atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def _atomically(path: Path, write: Callable[[IO[bytes]], object], private: bool = False) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
@@ -130,7 +136,8 @@ def _atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
+        if not private:
+            Path(temporary).chmod(0o666 & ~_umask())
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -236,7 +236,7 @@ def load(path: Path) -> Study:
         )
     content = _toml(file)
     try:
-        return Study.model_validate({**content, _FILE: file.resolve()})
+        return Study.model_validate({**content, _FILE: file.absolute()})
     except ValidationError as fault:
         faults = list({_place(error): _describe(error) for error in fault.errors()}.values())
         raise StudyFileError(

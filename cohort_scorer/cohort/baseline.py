@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 
 import polars as pl
 
-_NOT_CHARACTERISTICS = ("patient_id", "image_id", "uri", "study_date", "ct_date", "true_category", "birth_date", "site")
+_ALWAYS = ("site", "days_between", "cacs", "age_years", "sex", "bmi")
 _MAXIMUM_LEVELS = 12
 
 
-def table(cohort: pl.DataFrame, categories: Sequence[str]) -> pl.DataFrame:
-    """Describe every characteristic of the cohort by true category and overall.
+def table(cohort: pl.DataFrame, categories: Sequence[str], declared: Sequence[str]) -> pl.DataFrame:
+    """Describe the characteristics of the cohort by true category and overall.
 
     Numbers by mean, standard deviation, median and quartiles; text and booleans by count and percent of those not
     missing. Text with more than 12 levels is left out: it identifies rather than describes.
@@ -19,6 +19,7 @@ def table(cohort: pl.DataFrame, categories: Sequence[str]) -> pl.DataFrame:
     Args:
         cohort: One row per patient, with true_category.
         categories: The categories, lowest first.
+        declared: Clinical columns that the study file names; others may be notes or record numbers and stay inside.
 
     Returns:
         variable, level, statistic, one column per category, overall, missing, and on the first row of a variable or
@@ -26,7 +27,7 @@ def table(cohort: pl.DataFrame, categories: Sequence[str]) -> pl.DataFrame:
     """
     groups = {name: cohort.filter(pl.col("true_category") == name) for name in categories}
     rows = [_row("patients", None, "n", groups, cohort, lambda people: float(len(people)))]
-    for variable in ["site", *(name for name in cohort.columns if name not in _NOT_CHARACTERISTICS)]:
+    for variable in (name for name in dict.fromkeys([*_ALWAYS, *declared]) if name in cohort.columns):
         if cohort[variable].dtype.is_numeric():
             rows += _numeric(variable, groups, cohort)
         elif cohort[variable].n_unique() <= _MAXIMUM_LEVELS and cohort[variable].dtype in (pl.String, pl.Boolean):

@@ -22,7 +22,11 @@ FORMAT = 1
 NEW = -1
 """The `fold` of layers and cuts for patients the bundle never saw."""
 
+KEY_CHECK = "key of cohort-scorer"
+"""What bundle.json holds hashed with the key, so that the key of another bundle is known as such."""
+
 _KEYS = {
+    "key_check", "cut_points", "accuracy",
     "format", "title", "simulated", "versions", "categories", "preprocessing_id", "image_size", "design", "backbone",
     "integrate", "networks", "training", "layers", "thresholds", "files",
 }  # fmt: skip
@@ -64,7 +68,7 @@ class Bundle:
 
     def model_id(self, model_section: Mapping[str, Any]) -> str:
         """Identity of a score: bundle.json (which holds the hashes of the weights) without prose, and [model]."""
-        numbers = {key: value for key, value in self.content.items() if key not in ("title", "versions")}
+        numbers = {key: value for key, value in self.content.items() if key not in ("title", "versions", "key_check")}
         # The hashes of the training patients depend on a secret key, not on the model.
         prose = ("MODEL_CARD.md", "training_patients.parquet")
         files = {name: sha for name, sha in numbers["files"].items() if name not in prose}
@@ -202,13 +206,13 @@ def origins(films: pl.DataFrame, bundle: Bundle, key: bytes | None, trained_else
     Args:
         films: patient_id, site, pixel_sha256.
         bundle: The bundle.
-        key: The key of its hashes, or None.
+        key: The key of its hashes, or None; the key of another bundle tells nothing either.
         trained_elsewhere: [model] trained_elsewhere.
 
     Returns:
         The films with score_origin and fold (null unless oof).
     """
-    if key is None:
+    if key is None or keyed_hash(key, KEY_CHECK) != bundle.content["key_check"]:
         origin = "external" if trained_elsewhere else "unknown"
         return films.with_columns(pl.lit(origin).alias("score_origin"), pl.lit(None, pl.Int64).alias("fold"))
     patients = bundle.training_patients

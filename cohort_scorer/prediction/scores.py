@@ -29,15 +29,8 @@ def develop(
     Returns:
         The layers, and the cut grid: exposure, threshold, fold, then the columns of `categories.cut_grid`.
     """
-    people = with_male(people)
-    layers: dict[tuple[str, str, int], Layer] = {}
-    for exposure in EXPOSURES:
-        names = features(exposure, integrate)
-        for threshold in THRESHOLD_NAMES:
-            rows = people.with_columns(pl.col(f"logit_{threshold}").alias("logit"))
-            for fold in (NEW, *range(folds)):
-                layers[exposure, threshold, fold] = fit(rows.filter(pl.col("fold") != fold), names, threshold)
-    scored = probabilities(people, layers)
+    layers = fit_layers(people, EXPOSURES, integrate, folds)
+    scored = probabilities(with_male(people), layers)
     grids = []
     for exposure in EXPOSURES:
         columns = [f"{exposure}_{threshold}" for threshold in THRESHOLD_NAMES]
@@ -58,6 +51,31 @@ def develop(
     return layers, pl.concat(grids)
 
 
+def fit_layers(
+    people: pl.DataFrame, exposures: Sequence[str], integrate: Sequence[str], folds: int
+) -> dict[tuple[str, str, int], Layer]:
+    """Fit the logistic layers of some exposures, for new patients and for each fold without that fold.
+
+    Args:
+        people: One row per training patient: fold, <threshold> (bool, the truth), age_years, sex, bmi, and, unless only
+            `clinical` is asked for, logit_<threshold> (out of fold).
+        exposures: Of cxr, integrated, clinical.
+        integrate: Clinical variables of the integrated model.
+        folds: Number of folds.
+    """
+    people = with_male(people)
+    layers: dict[tuple[str, str, int], Layer] = {}
+    for exposure in exposures:
+        names = features(exposure, integrate)
+        for threshold in THRESHOLD_NAMES:
+            rows = people
+            if "logit" in names:
+                rows = people.with_columns(pl.col(f"logit_{threshold}").alias("logit"))
+            for fold in (NEW, *range(folds)):
+                layers[exposure, threshold, fold] = fit(rows.filter(pl.col("fold") != fold), names, threshold)
+    return layers
+
+
 def probabilities(people: pl.DataFrame, layers: Mapping[tuple[str, str, int], Layer]) -> pl.DataFrame:
     """Add {exposure}_{threshold}: calibrated, not repaired, each row by the layers of its fold (null: new patients)."""
     parts = []
@@ -72,6 +90,43 @@ def probabilities(people: pl.DataFrame, layers: Mapping[tuple[str, str, int], La
             )
         parts.append(rows)
     return pl.concat(parts).drop("layer_fold", "logit")
+
+
+def accuracy(
+    people: pl.DataFrame,
+    layers: Mapping[tuple[str, str, int], Layer],
+    grid: pl.DataFrame,
+    rule: str | Sequence[float],
+    names: Sequence[str],
+) -> list[dict[str, object]]:
+    """Sensitivity and specificity of the out-of-fold categories of the training patients at each threshold.
+
+    Returns:
+        Per exposure and threshold: sensitivity, n_positive, specificity, n_negative; positive means a category above
+        the threshold.
+    """
+    scored = probabilities(with_male(people), layers)
+    found: list[dict[str, object]] = []
+    for exposure in EXPOSURES:
+        parts = [
+            part.with_columns(_classified(part, exposure, cut_points(grid, exposure, int(fold), rule), names))
+            for (fold,), part in scored.group_by("fold", maintain_order=True)
+        ]
+        rows = pl.concat(parts).drop_nulls(f"{exposure}_category")
+        for position, threshold in enumerate(THRESHOLD_NAMES):
+            called = rows[f"{exposure}_category"].is_in(list(names[position + 1 :])).to_numpy()
+            passed = rows[threshold].to_numpy()
+            found.append(
+                {
+                    "exposure": exposure,
+                    "threshold": threshold,
+                    "sensitivity": float((called & passed).sum() / passed.sum()),
+                    "n_positive": int(passed.sum()),
+                    "specificity": float((~called & ~passed).sum() / (~passed).sum()),
+                    "n_negative": int((~passed).sum()),
+                }
+            )
+    return found
 
 
 def assemble(

@@ -6,8 +6,7 @@ import polars as pl
 
 from cohort_scorer.cohort import eligibility
 from cohort_scorer.errors import StudyFileError
-from cohort_scorer.prediction import bundle, scores
-from cohort_scorer.prediction.bundle import NEW
+from cohort_scorer.prediction import bundle
 from cohort_scorer.prediction.integration import THRESHOLD_NAMES
 from cohort_scorer.provenance import Step
 from cohort_scorer.reporting.release import publish
@@ -23,6 +22,7 @@ def audit(study: Study, machine: Machine, console: Console) -> Path:
     step.forget_outputs()
     people = _people(study, step)
     inputs.tell_dropped(step, console)
+    inputs.refuse_unfit_origins(study, people.filter("is_scored"))
     missing = [name for name in section.strata if name not in people.columns]
     if missing:
         raise StudyFileError(
@@ -66,30 +66,22 @@ def _people(study: Study, step: Step) -> pl.DataFrame:
 
 
 def _accuracy(study: Study) -> dict[str, screening.Accuracy]:
-    """Sensitivity and specificity at the threshold, from the bundle's out-of-fold scores of its training patients.
+    """Sensitivity and specificity of the categories at the threshold, in the bundle's training patients out of fold.
 
-    Empty where the scores were made elsewhere or the rule has no cut: then nothing tells the accuracy apart from the
-    patients audited.
+    Empty where the scores were made elsewhere, or by another category rule than the bundle's: then nothing tells the
+    accuracy apart from the patients audited.
     """
     section = study.require("audit")
     if study.tables.scores or study.model is None:
         return {}
-    grid = bundle.load(study.bundle, inputs.categories()).grid
-    position = THRESHOLDS.index(section.threshold)
-    found = {}
-    for exposure in screening.EXPOSURES:
-        cuts = scores.cut_points(grid, exposure, NEW, study.model.category_rule)
-        if cuts is None:
-            continue
-        mine = grid.filter(
-            (pl.col("exposure") == exposure)
-            & (pl.col("fold") == NEW)
-            & (pl.col("threshold") == THRESHOLD_NAMES[position])
+    content = bundle.load(study.bundle, inputs.categories()).content
+    if content["cut_points"]["rule"] != study.model.model_dump(mode="json")["category_rule"]:
+        return {}
+    name = THRESHOLD_NAMES[THRESHOLDS.index(section.threshold)]
+    return {
+        row["exposure"]: screening.Accuracy(
+            row["sensitivity"], row["n_positive"], row["specificity"], row["n_negative"]
         )
-        at_cut = mine.filter(pl.col("cut") >= cuts[position]).sort("cut")
-        if len(at_cut):
-            row = at_cut.row(0, named=True)
-            found[exposure] = screening.Accuracy(
-                row["sensitivity"], row["n_positive"], row["specificity"], row["n"] - row["n_positive"]
-            )
-    return found
+        for row in content["accuracy"]
+        if row["threshold"] == name and row["exposure"] in screening.EXPOSURES
+    }

@@ -192,8 +192,13 @@ def _warnings(study: Study, tables: dict[str, pl.DataFrame], found: Findings) ->
         found.plan.append(f"warning: [comparison] adjust_for lacks {', '.join(lacking)}")
     clinical = tables.get("clinical")
     if clinical is not None:
-        for name in ("sex", "bmi"):
-            if missing := clinical[name].null_count():
+        for name, low, high in (("height_cm", 100, 230), ("weight_kg", 25, 300)):
+            odd = clinical.filter(~pl.col(name).is_between(low, high)).height
+            if odd:
+                found.plan.append(f"warning: clinical: {name} outside {low} to {high} in {odd:,} rows (another unit?)")
+        bmi = pl.coalesce("bmi", pl.col("weight_kg") + pl.col("height_cm"))
+        for name, known in (("sex", pl.col("sex")), ("bmi", bmi)):
+            if missing := clinical.filter(known.is_null()).height:
                 found.plan.append(f"clinical: {name} is missing in {missing:,} of {len(clinical):,} rows")
         flagged = clinical.filter(~pl.col("bmi").is_between(12, 70)).height
         if flagged:

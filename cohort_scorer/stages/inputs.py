@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -126,26 +127,51 @@ def films(study: Study, step: Step) -> pl.DataFrame:
     )
 
 
-def index_folder(study: Study) -> str:
-    """Where the index lies, relative to the study: its own, or another study's."""
-    own = study.patient_level / "index"
-    return study.require("archive").index or str(own)
+def index_folder(study: Study) -> Path:
+    """Where the index lies: the study's own, or another study's."""
+    other: str = study.require("archive").index
+    return study.folder / other if other else study.patient_level / "index"
 
 
 def index(study: Study) -> pl.DataFrame:
-    """The index of the archive.
+    """The index of the archive; another study's, under this study's roots and rules.
 
     Raises:
         EmptyCohortError: there is none yet.
+        StudyFileError: [archive] does not fit the other study's index.
     """
-    found = storage.read_parts(study.folder / index_folder(study))
+    folder = index_folder(study)
+    found = storage.read_parts(folder)
     if found is None:
         raise EmptyCohortError(
             "There is no index of the archive.",
             "Expected part-*.parquet in patient_level/index, or where [archive] index says; found none.",
             "Run `cohort-scorer index` first, or correct [archive] index.",
         )
-    return found
+    return _adopted(study, folder, found) if study.require("archive").index else found
+
+
+def _adopted(study: Study, folder: Path, rows: pl.DataFrame) -> pl.DataFrame:
+    """Another study's rows: its roots are this study's, in the same order, and this study's rules judge them anew."""
+    from cohort_scorer.imaging import index as archive
+
+    section = study.require("archive")
+    made = folder / "archive.json"
+    theirs: dict[str, Any] = {"roots": [], "listed": False}
+    if made.is_file():
+        theirs = json.loads(made.read_text(encoding="utf-8"))
+    roots = dict(zip(theirs["roots"], study.roots, strict=False))
+    if section.listing or len(theirs["roots"]) != len(study.roots) or not set(rows["root"]) <= set(roots):
+        raise StudyFileError(
+            f"{study.file.name}: [archive] does not fit the index of the other study.",
+            f"Expected its {len(theirs['roots'])} roots in the same order, and no listing, which the index holds "
+            f"already; found {len(study.roots)} roots and {'a' if section.listing else 'no'} listing.",
+            "Correct [archive] root and listing, run `cohort-scorer index` in the other study, or take index out.",
+        )
+    rules = archive.Rules(
+        tuple(section.modalities), tuple(section.body_parts), tuple(section.views), section.unknown_view
+    )
+    return archive.judge_again(rows.with_columns(pl.col("root").replace_strict(roots)), rules, theirs["listed"])
 
 
 def elsewhere(study: Study, step: Step) -> pl.DataFrame:
@@ -172,7 +198,7 @@ def scores(study: Study, step: Step) -> pl.DataFrame:
         BundleError: there are none.
     """
     if study.tables.scores:
-        return _categorised(study, elsewhere(study, step))
+        return _categorised(study, step, elsewhere(study, step))
     path = study.patient_level / "scores.parquet"
     if not path.is_file():
         raise BundleError(
@@ -180,11 +206,11 @@ def scores(study: Study, step: Step) -> pl.DataFrame:
             "Expected patient_level/scores.parquet, or [tables] scores; found neither.",
             "Run `cohort-scorer score` first.",
         )
-    step.read(path, "patient_level/scores.parquet")
+    step.read(path, f"{study.study.output}/patient_level/scores.parquet")
     return _own(path, "scores")
 
 
-def _categorised(study: Study, given: pl.DataFrame) -> pl.DataFrame:
+def _categorised(study: Study, step: Step, given: pl.DataFrame) -> pl.DataFrame:
     """Categories that the scores table lacks, by [model] category_rule; its cuts come from the cohort's true scores."""
     path = study.patient_level / "cohort.parquet"
     truth = pl.DataFrame(schema={"image_id": pl.String, "cacs": pl.Float64})
@@ -192,7 +218,11 @@ def _categorised(study: Study, given: pl.DataFrame) -> pl.DataFrame:
         truth = storage.read_own(path).select("image_id", "cacs").drop_nulls()
     passed = truth.select("image_id", *passes_thresholds("cacs"))
     rule = (study.model or ModelSection()).category_rule
-    return predicted.categorise_given(given, passed, rule, categories())
+    filled = predicted.categorise_given(given, passed, rule, categories())
+    lacked = given.select(pl.col("^.*_category$").null_count()).row(0)
+    lack = filled.select(pl.col("^.*_category$").null_count()).row(0)
+    step.facts["n_categories_derived"] = sum(lacked) - sum(lack)
+    return filled
 
 
 def unreadable(study: Study) -> pl.DataFrame:
@@ -201,7 +231,9 @@ def unreadable(study: Study) -> pl.DataFrame:
     if study.tables.scores or not parts:
         return pl.DataFrame(schema={"image_id": pl.String})
     refused = pl.concat([storage.read_own(part) for part in parts])
-    return index(study).join(refused, on=["root", "uri"], how="semi").select("image_id")
+    # A film that was mended since is another file under the same name.
+    file = ["root", "uri", "file_size", "file_mtime_ns"]
+    return index(study).join(refused, on=file, how="semi").select("image_id")
 
 
 def cohort(study: Study, step: Step) -> pl.DataFrame:
@@ -217,7 +249,7 @@ def cohort(study: Study, step: Step) -> pl.DataFrame:
             "Expected patient_level/cohort.parquet; found none.",
             "Run `cohort-scorer link` first.",
         )
-    step.read(path, "patient_level/cohort.parquet")
+    step.read(path, f"{study.study.output}/patient_level/cohort.parquet")
     return _own(path, "cohort")
 
 
@@ -261,6 +293,10 @@ def stamps(study: Study) -> tuple[str, ...]:
     simulated = study.study.simulated
     if study.model is not None and not study.tables.scores and (study.bundle / "bundle.json").is_file():
         simulated |= json.loads((study.bundle / "bundle.json").read_text(encoding="utf-8"))["simulated"]
+    if study.tables.scores and (study.folder / study.tables.scores).is_file():
+        given = storage.read_table(study.folder / study.tables.scores)
+        if "simulated" in given.columns:
+            simulated |= bool(given["simulated"].cast(pl.String).str.to_lowercase().is_in(["true", "1"]).any())
     return disclosure.stamps(simulated, study.comparison.allow_in_sample, study.release.disclosure)
 
 

@@ -53,12 +53,18 @@ def link(study: Study, machine: Machine, console: Console) -> Path:
         if row["n_excluded"]:
             console.say(f"excluded: {row['n_excluded']:,} {row['reason']}")
     console.say(f"cohort: {len(cohort):,} patients")
+    unknown = {name: cohort[name].null_count() for name in section.exclude_if if cohort[name].null_count()}
+    for name, count in unknown.items():
+        console.say(f"warning: {count:,} patients stay in though {name} is not known")
+    step.facts["exclude_if_unknown"] = unknown
     path = study.patient_level / "cohort.parquet"
     storage.write_parquet(schemas.conform(cohort, "cohort"), path)
     step.wrote(path)
     step.facts |= {"n_patients": len(cohort), "exclusions": dict(attrition.select("reason", "n_excluded").iter_rows())}
     publish(
-        step, {"attrition": attrition, "baseline": baseline.table(cohort, inputs.categories())}, inputs.stamps(study)
+        step,
+        {"attrition": attrition, "baseline": baseline.table(cohort, inputs.categories(), _declared(study))},
+        inputs.stamps(study),
     )
     step.finish()
     if cohort.is_empty():
@@ -69,6 +75,12 @@ def link(study: Study, machine: Machine, console: Console) -> Path:
             "Compare the identifiers of archive and tables (`cohort-scorer check`), and the rules of [cohort].",
         )
     return path
+
+
+def _declared(study: Study) -> list[str]:
+    """Clinical columns that the study file names: what baseline.csv may describe beside age, sex and BMI."""
+    audited = study.audit.strata if study.audit else []
+    return [*study.require("cohort").exclude_if, *study.comparison.adjust_for, *audited]
 
 
 def name_faults(

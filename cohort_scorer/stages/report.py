@@ -43,13 +43,25 @@ def report(study: Study, machine: Machine, console: Console) -> Path:
 
 
 def _mixed(study: Study, manifests: dict[str, Any], console: Console) -> tuple[str, ...]:
-    """A stamp where steps were run with another study file than the one the page prints."""
+    """A stamp where a step was run with another study file, or with inputs that have changed since."""
     now = provenance.sha256(study.file)
-    others = [name for name, step in manifests.items() if step["study_sha256"] != now]
-    if not others:
-        return ()
-    console.say(f"warning: {', '.join(others)} ran before study.toml was changed; run them again")
-    return (f"RUN BEFORE STUDY.TOML WAS CHANGED: {', '.join(others)}",)
+    current: dict[str, str | None] = {}
+    for step in manifests.values():
+        for name in step["inputs"]:
+            path = study.folder / name
+            current[name] = provenance.sha256(path) if path.is_file() else None
+    stale = {
+        "STUDY.TOML": [name for name, step in manifests.items() if step["study_sha256"] != now],
+        "ITS INPUTS": [
+            name
+            for name, step in manifests.items()
+            if any(current[label] not in (None, sha) for label, sha in step["inputs"].items())
+        ],
+    }
+    for what, names in stale.items():
+        if names:
+            console.say(f"warning: {', '.join(names)} ran before {what.lower()} changed; run again")
+    return tuple(f"RUN BEFORE {what} CHANGED: {', '.join(names)}" for what, names in stale.items() if names)
 
 
 def _manifests(study: Study) -> dict[str, Any]:
@@ -112,7 +124,9 @@ def _archive(manifests: dict[str, Any]) -> dict[str, dict[str, int]]:
 
 def _model(study: Study, manifests: dict[str, Any]) -> dict[str, Any]:
     """Facts of the bundle that made the scores of this run; none where they were made elsewhere."""
-    if study.tables.scores or "score" not in manifests:
+    if study.tables.scores:
+        return {"scores": "made elsewhere", "score_origin": "asserted by the scores table, not verified"}
+    if "score" not in manifests:
         return {}
     content = json.loads((study.bundle / "bundle.json").read_text(encoding="utf-8"))
     facts = manifests["score"]["facts"]
@@ -146,7 +160,7 @@ def _manifest(study: Study, manifests: dict[str, Any]) -> dict[str, Any]:
         "seed": study.study.seed,
         "study_sha256": provenance.sha256(study.file),
         "versions": provenance.versions(),
-        "inputs": {name: sha for step in manifests.values() for name, sha in step["inputs"].items()},
+        "inputs": {Path(name).name: sha for step in manifests.values() for name, sha in step["inputs"].items()},
         "model": {name: manifests["score"]["facts"][name] for name in ("model_id", "network_id", "preprocessing_id")}
         if "score" in manifests
         else {},

@@ -25,7 +25,7 @@ def score(study: Study, machine: Machine, console: Console) -> Path:
     """Run every network of the bundle on every eligible film, then turn the outputs into scores."""
     step = Step(study, "score")
     model = bundle.load(study.bundle, inputs.categories())
-    step.read(study.bundle / "bundle.json", "bundle.json")
+    step.read(study.bundle / "bundle.json", f"{study.require('model').bundle}/bundle.json")
     eligible = inputs.index(study).filter("eligible")
     refused = _run_networks(study, model, eligible, machine, console)
     reasons = dict(refused.group_by("reason").len().sort("reason").iter_rows())
@@ -79,18 +79,16 @@ def _run_networks(
             "Expected one network_id in a folder; going on would mix two models.",
             "Move the folder away, or name another [study] output.",
         )
-    refusals = _lasting_refusals(refusals_folder)
-    held = [part.select(_FILE) for part in (done, refusals) if part is not None]
-    new = (
-        eligible.join(pl.concat(held), on=_FILE, how="anti", nulls_equal=True, maintain_order="left")
-        if held
-        else eligible
-    )
+    _keep_lasting_refusals(refusals_folder, eligible, network_id)
+    held = [part.select(_FILE) for part in (done, _refusals(refusals_folder)) if part is not None]
+    new = eligible.join(pl.concat(held), on=_FILE, how="anti", maintain_order="left")
     if len(new):
         device = networks.choose_device(machine.device)
         loaded = {name: networks.load(model.folder / name) for name in model.networks}
         batch_size = machine.batch_size or (_CUDA_BATCH if device.type == "cuda" else _CPU_BATCH)
-        number = max((int(part.stem[5:]) for part in outputs_folder.glob("part-*.parquet")), default=-1)
+        # Refusals are written first: after a kill between the two, their number is taken though the part is not there.
+        written = [*outputs_folder.glob("part-*.parquet"), *refusals_folder.glob("score-*.parquet")]
+        number = max((int(path.stem.rsplit("-", 1)[1]) for path in written), default=-1)
         with console.progress("Scoring radiographs", len(new)) as advance:
             for start in range(0, len(new), _PART_ROWS):
                 rows = new.slice(start, _PART_ROWS)
@@ -105,15 +103,10 @@ def _run_networks(
                     advance,
                 )
                 number += 1
-                storage.write_parquet(refused, refusals_folder / f"score-{number:05}.parquet")
-                storage.write_parquet(
-                    found.with_columns(pl.lit(network_id).alias("network_id")),
-                    outputs_folder / f"part-{number:05}.parquet",
-                )
-    refusals = _refusals(refusals_folder)
-    if refusals is None:
-        return pl.DataFrame(schema=schemas.columns("refusals"))
-    return refusals.join(eligible.select(_FILE), on=_FILE, how="semi", maintain_order="left")
+                made_by = pl.lit(network_id).alias("network_id")
+                storage.write_parquet(refused.with_columns(made_by), refusals_folder / f"score-{number:05}.parquet")
+                storage.write_parquet(found.with_columns(made_by), outputs_folder / f"part-{number:05}.parquet")
+    return _refusals(refusals_folder)
 
 
 def _outputs(study: Study) -> pl.DataFrame:
@@ -121,19 +114,20 @@ def _outputs(study: Study) -> pl.DataFrame:
     return found if found is not None else pl.DataFrame(schema=schemas.columns("network_outputs"))
 
 
-def _refusals(folder: Path) -> pl.DataFrame | None:
-    parts = sorted(folder.glob("score-*.parquet"))
-    return pl.concat([storage.read_own(part) for part in parts]) if parts else None
+def _refusals(folder: Path) -> pl.DataFrame:
+    parts = [schemas.conform(storage.read_own(path), "refusals") for path in sorted(folder.glob("score-*.parquet"))]
+    return pl.concat([pl.DataFrame(schema=schemas.columns("refusals")), *parts])
 
 
-def _lasting_refusals(folder: Path) -> pl.DataFrame | None:
-    """Forget refusals that may pass (a file that was away or locked), so that these films are tried again."""
+def _keep_lasting_refusals(folder: Path, eligible: pl.DataFrame, network_id: str) -> None:
+    """Forget refusals under other networks, of files that changed, and those that may pass: these are tried again."""
     for path in folder.glob("score-*.parquet"):
-        part = storage.read_own(path)
-        lasting = part.filter(~pl.col("reason").is_in(["missing_file", "unreadable_file"]))
+        part = schemas.conform(storage.read_own(path), "refusals")
+        lasting = part.filter(
+            (pl.col("network_id") == network_id) & ~pl.col("reason").is_in(["missing_file", "unreadable_file"])
+        ).join(eligible.select(_FILE), on=_FILE, how="semi", maintain_order="left")
         if len(lasting) < len(part):
             storage.write_parquet(lasting, path)
-    return _refusals(folder)
 
 
 def _scores(study: Study, step: Step, model: bundle.Bundle, films: pl.DataFrame) -> pl.DataFrame:
@@ -149,6 +143,7 @@ def _scores(study: Study, step: Step, model: bundle.Bundle, films: pl.DataFrame)
     films = bundle.origins(films, model, key, section.trained_elsewhere)
     scored = scores.assemble(films, model, section.members, section.category_rule, inputs.categories())
     step.facts["n_crossed_cuts"] = {name: int(scored[f"{name}_crossed"].sum()) for name in EXPOSURES}
+    scored = scored.with_columns(pl.lit(study.study.simulated or model.content["simulated"]).alias("simulated"))
     scored = scored.with_columns(pl.lit(model.model_id(_plain(section))).alias("model_id"))
     known_columns = schemas.columns("scores")
     quality = [

@@ -14,11 +14,11 @@ from cohort_scorer.cohort import folds
 from cohort_scorer.errors import BundleError, EmptyCohortError
 from cohort_scorer.prediction import bundle, model_card, scores
 from cohort_scorer.prediction.bundle import NEW, network_name
-from cohort_scorer.prediction.integration import THRESHOLD_NAMES, passes_thresholds
+from cohort_scorer.prediction.integration import EXPOSURES, THRESHOLD_NAMES, passes_thresholds
 from cohort_scorer.provenance import Step
 from cohort_scorer.stages import Console, Machine, inputs
 from cohort_scorer.stages.index import judge_refused
-from cohort_scorer.study import Study
+from cohort_scorer.study import ModelSection, Study
 
 
 def train(study: Study, machine: Machine, console: Console) -> Path:
@@ -28,18 +28,23 @@ def train(study: Study, machine: Machine, console: Console) -> Path:
     section = study.require("train")
     step = Step(study, "train")
     people = _training_patients(study, inputs.cohort(study, step))
+    scores.fit_layers(people, ("clinical",), section.integrate, section.folds)
     preprocessing_id = radiograph.PREPROCESSING.identifier(section.image_size)
+    backbone = _backbone(study)
     training_id = provenance.digest(
         [
             section.model_dump(),
             study.study.seed,
             preprocessing_id,
-            people.select("patient_id", "site", "image_id", "cacs", "age_years", "sex", "bmi").rows(),
+            _weights_of(backbone),
+            people.select("patient_id", "site", "image_id", "true_category").rows(),
         ]
     )
     if (study.bundle / "bundle.json").is_file():
         _refuse_another(study, training_id)
-        console.say("train: the bundle stands, trained on this cohort with these settings")
+        console.say("train: the bundle stands, trained on these films with these settings")
+        step.wrote(study.bundle / "bundle.json")
+        step.finish()
         return study.bundle
     if study.bundle.is_dir() and any(study.bundle.iterdir()):
         raise BundleError(
@@ -50,9 +55,7 @@ def train(study: Study, machine: Machine, console: Console) -> Path:
     scratch = study.patient_level / "training" / training_id[:16]
     device = networks.choose_device(machine.device)
     people = _decode(study, people, scratch, machine, console)
-    settings = training.Settings(
-        section.backbone, section.epochs, section.batch_size, section.learning_rate, device.type
-    )
+    settings = training.Settings(str(backbone), section.epochs, section.batch_size, section.learning_rate, device.type)
     jobs = _jobs(people, section.folds, study.study.seed)
     finished = scratch / "networks"
     finished.mkdir(exist_ok=True)
@@ -61,7 +64,7 @@ def train(study: Study, machine: Machine, console: Console) -> Path:
         training.train_all(jobs, scratch / "images.npy", finished, settings, machine.workers, advance)
     people = _with_logits(people, finished, section.folds)
     layers, grid = scores.develop(people, section.integrate, section.folds)
-    content = _content(study, people, training_id, preprocessing_id)
+    content = _content(study, people, training_id, preprocessing_id) | _told_by_rule(study, people, layers, grid)
     _assemble(study, people, finished, grid, layers, content)
     shutil.rmtree(scratch.parent)
     step.facts |= {"n_patients": len(people), "n_networks": len(jobs), "training_id": training_id[:16]}
@@ -87,13 +90,41 @@ def _training_patients(study: Study, cohort: pl.DataFrame) -> pl.DataFrame:
     return folds.assign(people, section.folds, study.study.seed)
 
 
+def _backbone(study: Study) -> str | Path:
+    """[train] backbone: a folder, relative to the study file, or the name of a preset."""
+    given: str = study.require("train").backbone
+    folder = study.folder / given
+    return folder if folder.is_dir() else given
+
+
+def _weights_of(backbone: str | Path) -> str | None:
+    """The hash of the weights that training starts from, where they are a folder's."""
+    weights = Path(backbone) / "model.safetensors"
+    return provenance.sha256(weights) if isinstance(backbone, Path) and weights.is_file() else None
+
+
+def _told_by_rule(study: Study, people: pl.DataFrame, layers: Any, grid: pl.DataFrame) -> dict[str, Any]:
+    """What the study's category rule makes of the out-of-fold scores: the cuts, and the categories' accuracy."""
+    rule = (study.model or ModelSection()).category_rule
+    n_folds = study.require("train").folds
+    cuts = [
+        {"exposure": exposure, "fold": fold, "cuts": scores.cut_points(grid, exposure, fold, rule)}
+        for exposure in EXPOSURES
+        for fold in (NEW, *range(n_folds))
+    ]
+    return {
+        "cut_points": {"rule": rule, "origin": "out-of-fold scores of the training patients", "cuts": cuts},
+        "accuracy": scores.accuracy(people, layers, grid, rule, inputs.categories()),
+    }
+
+
 def _refuse_another(study: Study, training_id: str) -> None:
     content = bundle.load(study.bundle, inputs.categories()).content
     if content["training"]["training_id"] != training_id:
         raise BundleError(
             "Another bundle stands where this study trains its own.",
-            "Expected a bundle of this cohort, seed and [train]; found one of others.",
-            "Move the bundle away to train again, or name another [model] bundle.",
+            "Expected a bundle of these films, true categories, seed and [train]; found one of others.",
+            "Take [train] out of the study file to go on with the bundle, or move it away to train again.",
         )
 
 
@@ -200,9 +231,9 @@ def _assemble(
     """Put the bundle together beside its place and rename it: a bundle is whole or not there."""
     key_path = study.patient_level / "training.key"
     if not key_path.is_file():
-        storage.write_bytes(secrets.token_bytes(32), key_path)
-        key_path.chmod(0o600)
+        storage.write_bytes(secrets.token_bytes(32), key_path, private=True)
     key = key_path.read_bytes()
+    content = content | {"key_check": bundle.keyed_hash(key, bundle.KEY_CHECK)}
     partial = study.bundle.with_name(f".{study.bundle.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     for network in finished.iterdir():

@@ -230,7 +230,7 @@ class _Term:
 
     def row(self, numbers: Iterator[dict[str, float]] | None, reason: str | None) -> dict[str, object]:
         """The row of cox.csv; takes its own numbers from those of the model's design columns."""
-        counts = {
+        counts: dict[str, object] = {
             "exposure": self.exposure,
             "term": self.name,
             "level": self.level,

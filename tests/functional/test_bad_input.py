@@ -101,7 +101,7 @@ TABLES: dict[str, tuple[str, Damage, tuple[str, ...]]] = {
     "thousands separators": ("cacs", lambda f: substitute(f, r",[\d.]+$", ',"1,234.5"'), ("decimal point",)),
     "an infinite score": ("cacs", lambda f: substitute(f, r",[\d.]+$", ",inf"), ("cacs must be a number",)),
     "a negative score": ("cacs", lambda f: substitute(f, r",0\.0$", ",-1"), ("cacs must be at least 0",)),
-    "R's NA": ("clinical", lambda f: substitute(f, r",\d\d\.\d,", ",NA,"), ("bmi must be a number",)),
+    "R's NA for a patient": ("cacs", lambda f: substitute(f, r"^\d+,", "NA,", 3), ("patient_id must not be empty",)),
     "sex in words": ("clinical", lambda f: substitute(f, ",F,", ",female,"), ("sex must be one of F, M",)),
     "a person and a birthday exchanged": (
         "clinical",

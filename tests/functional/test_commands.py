@@ -341,10 +341,86 @@ def test_another_studys_index_and_bundle_serve_a_new_study(image_study_run: Path
 def test_report_says_which_steps_ran_before_the_study_file_changed(tables_study_done: Path) -> None:
     page = tables_study_done / "outputs" / "release" / "report.html"
     assert cli("report", tables_study_done).code == 0
-    assert "RUN BEFORE STUDY.TOML WAS CHANGED" not in page.read_text()
+    assert "RUN BEFORE STUDY.TOML CHANGED" not in page.read_text()
     substitute(tables_study_done / "study.toml", "^seed = .*$", "seed = 99")
     for verb in ("link", "prognosis", "audit"):
         assert cli(verb, tables_study_done).code == 0
     answer = cli("report", tables_study_done)
-    assert "warning: validate ran before study.toml was changed" in answer.stderr
-    assert "RUN BEFORE STUDY.TOML WAS CHANGED: validate<" in page.read_text()
+    assert "warning: validate ran before study.toml changed" in answer.stderr
+    assert "RUN BEFORE STUDY.TOML CHANGED: validate<" in page.read_text()
+
+
+def test_report_says_which_steps_ran_before_a_table_changed(tables_study_done: Path) -> None:
+    page = tables_study_done / "outputs" / "release" / "report.html"
+    clinical = tables_study_done / "tables" / "clinical.csv"
+    pl.read_csv(clinical, infer_schema=False).head(1_200).write_csv(clinical)
+    assert cli("link", tables_study_done).code == 0
+    answer = cli("report", tables_study_done)
+    assert "warning: validate, prognosis, audit ran before its inputs changed" in answer.stderr
+    assert "RUN BEFORE ITS INPUTS CHANGED: validate, prognosis, audit<" in page.read_text()
+
+
+def test_missing_values_as_r_and_stata_write_them_are_missing(tables_study: Path) -> None:
+    clinical = tables_study / "tables" / "clinical.csv"
+    table = pl.read_csv(clinical, infer_schema=False)
+    row = pl.int_range(pl.len())
+    table.with_columns(
+        pl.when(row % 10 == 0).then(pl.lit("NA")).otherwise("bmi").alias("bmi"),
+        pl.when(row % 7 == 0).then(pl.lit("NA")).otherwise(pl.format("{}", row)).alias("ldl"),
+        pl.when(row % 5 == 0).then(pl.lit(".")).otherwise(pl.lit("true")).alias("smoker"),
+    ).write_csv(clinical)
+    substitute(tables_study / "study.toml", r"^adjust_for = .*", 'adjust_for = ["sex", "ldl"]')
+    for verb in ("link", "prognosis"):
+        assert cli(verb, tables_study).code == 0
+    cohort = pl.read_parquet(tables_study / "outputs" / "patient_level" / "cohort.parquet")
+    assert cohort["ldl"].dtype == pl.Float64
+    assert cohort["smoker"].dtype == pl.Boolean
+    assert cohort["ldl"].null_count() > 0
+    baseline = pl.read_csv(tables_study / "outputs" / "unprotected" / "tables" / "baseline.csv")
+    assert baseline.filter(pl.col("variable") == "ldl")["missing"][0] == cohort["ldl"].null_count()
+
+
+def test_free_text_and_record_numbers_stay_inside(tables_study: Path) -> None:
+    clinical = tables_study / "tables" / "clinical.csv"
+    table = pl.read_csv(clinical, infer_schema=False)
+    table.with_columns(note=pl.lit("tel 555-0"), mrn=pl.int_range(700_000, 700_000 + pl.len())).write_csv(clinical)
+    assert cli("link", tables_study).code == 0
+    released = (tables_study / "outputs" / "release" / "tables" / "baseline.csv").read_text()
+    assert "555-0" not in released
+    assert "mrn" not in released
+
+
+def test_patient_level_files_follow_the_umask_and_the_key_is_private(image_study_done: Path, tmp_path: Path) -> None:
+    key = image_study_done / "outputs" / "patient_level" / "training.key"
+    before = os.umask(0o077)
+    try:
+        assert cli("link", image_study_done).code == 0
+    finally:
+        os.umask(before)
+    assert key.stat().st_mode & 0o077 == 0
+    assert (image_study_done / "outputs" / "patient_level" / "cohort.parquet").stat().st_mode & 0o077 == 0
+
+
+def test_patients_whose_exclusion_is_not_known_are_told(tables_study: Path) -> None:
+    clinical = tables_study / "tables" / "clinical.csv"
+    table = pl.read_csv(clinical, infer_schema=False)
+    unknown = pl.when(pl.int_range(pl.len()) < 9).then(pl.lit("NA")).otherwise("prior_pci")
+    table.with_columns(unknown.alias("prior_pci")).write_csv(clinical)
+    answer = cli("link", tables_study)
+    assert "patients stay in though prior_pci is not known" in answer.stderr
+
+
+def test_simulated_scores_stamp_whoever_uses_them(tables_study: Path, image_study_run: Path) -> None:
+    made = pl.read_parquet(image_study_run / "outputs" / "patient_level" / "scores.parquet")
+    assert made["simulated"].all()
+    made.drop_nulls("patient_id").write_parquet(tables_study / "tables" / "scores.parquet")
+    for table in ("clinical", "cacs"):
+        shutil.copy(image_study_run / "tables" / f"{table}.csv", tables_study / "tables")
+    substitute(tables_study / "study.toml", "^simulated = true", "simulated = false")
+    substitute(tables_study / "study.toml", r"scores\.csv", "scores.parquet")
+    substitute(tables_study / "study.toml", "exclude_between = .*", "exclude_between = []")
+    for verb in ("link", "validate", "report"):
+        assert cli(verb, tables_study).code == 0
+    page = (tables_study / "outputs" / "release" / "report.html").read_text()
+    assert "SIMULATED DATA" in page
+    assert "asserted by the scores table" in page

@@ -15,9 +15,10 @@ PEOPLE = pl.DataFrame(
         "age_years": [40.0, 50.0, 60.0, 70.0, 80.0, 55.0],
         "sex": ["F", "F", "M", "M", None, "F"],
         "diabetes": [False, True, False, True, True, False],
+        "note": ["call 555-0", None, None, None, None, None],
     }
 )
-TABLE = baseline.table(PEOPLE, CATEGORIES)
+TABLE = baseline.table(PEOPLE, CATEGORIES, ["diabetes"])
 
 
 def cell(variable: str, statistic: str, column: str, level: str | None = None) -> float | None:
@@ -53,5 +54,9 @@ def test_identifiers_describe_nobody():
     assert not {"patient_id", "true_category"} & set(TABLE["variable"])
 
 
+def test_columns_that_no_study_file_names_stay_inside():
+    assert "note" not in set(TABLE["variable"])
+
+
 def test_the_order_of_patients_changes_nothing():
-    assert baseline.table(PEOPLE.reverse(), CATEGORIES).equals(TABLE)
+    assert baseline.table(PEOPLE.reverse(), CATEGORIES, ["diabetes"]).equals(TABLE)

@@ -201,6 +201,12 @@ def test_without_the_key_nothing_is_known_unless_the_study_vouches_for_it(traine
     assert told(bundle.origins(archive, in_memory(TRAINED), None, trained_elsewhere)) == [origin, origin]
 
 
+def test_the_key_of_another_bundle_makes_nobody_external():
+    films = pl.DataFrame({"patient_id": ["x"], "site": ["elsewhere"], "pixel_sha256": ["p"]})
+    found = bundle.origins(films, in_memory(TRAINED), b"another key", False)
+    assert found["score_origin"].to_list() == ["unknown"]
+
+
 def test_another_key_recognises_nobody():
     archive = films(ARCHIVES["the same ids"])
     assert told(bundle.origins(archive, in_memory(TRAINED), b"x" * 32, trained_elsewhere=False)) == ["unknown"] * 2
