@@ -49,6 +49,23 @@ app = typer.Typer(
 )
 
 
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        from cohort_scorer import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Score chest X-ray archives for calcium categories; compare their prognostic value with the true score."""
+
+
 class Device(StrEnum):
     """Where networks run."""
 

@@ -199,7 +199,7 @@ def _require_columns(frame: pl.DataFrame, schema: dict[str, Any], table: str) ->
 
 def _mending(name: str, others: list[str]) -> str:
     spoken = {other.casefold(): other for other in others if not any(map(str.isdigit, other))}
-    nearest = difflib.get_close_matches(name, spoken, n=1)
+    nearest = difflib.get_close_matches(name, spoken, n=1, cutoff=0.75)
     return f"Rename {spoken[nearest[0]]} to {name}." if nearest else f"Add the column {name}."
 
 

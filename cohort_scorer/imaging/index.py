@@ -6,7 +6,6 @@ not want, or that no decoder here reads, stays in the index, not eligible, with 
 
 import hashlib
 import multiprocessing
-import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -20,8 +19,15 @@ from cohort_scorer import schemas
 from cohort_scorer.imaging import codecs, header, pictures, radiograph
 from cohort_scorer.imaging.files import find_files, path_of
 from cohort_scorer.imaging.refusal import Refused
+from cohort_scorer.imaging.workers import begin
 
-__all__ = ["Rules", "find_files", "read_headers", "resolve_duplicates"]
+__all__ = ["Rules", "find_files", "judge_again", "read_headers", "resolve_duplicates"]
+
+VERSION: Final = 2
+"""Raised when the same file gives another index row or refusal: older rows are then made again."""
+
+PASSING: Final = ("missing_file", "unreadable_file", "changed_file")
+"""Reasons that lie in the machine or the moment: such files are tried again."""
 
 _FILES_PER_TASK: Final = 100
 _FILES_WORTH_PROCESSES: Final = 2_000
@@ -32,6 +38,12 @@ _PROBLEMS: Final = {
     "not_a_file": "neither a file nor a folder",
     "listed_twice": "the listing names it more than once",
 }
+_SHARED = {
+    "duplicate": "{} files share an image_id, with the same pixels",
+    "conflicting_id": "{} files share an image_id, with different pixels or patients",
+    "unreadable_file": "{} files share an image_id, and one of them could not be read to compare their pixels",
+}
+_FILE = ("root", "uri", "file_size", "file_mtime_ns")
 _LISTED = ("patient_id", "study_id", "study_date", "view", "site")
 
 # What stored bytes look like depends on these columns.
@@ -114,32 +126,76 @@ def read_headers(
     )
 
 
-def resolve_duplicates(rows: pl.DataFrame, roots: Mapping[str, Path]) -> tuple[pl.DataFrame, pl.DataFrame]:
+def judge_again(rows: pl.DataFrame, rules: Rules, listed: bool) -> pl.DataFrame:
+    """Judge the rows of an index by other rules than those that it was made with.
+
+    Args:
+        rows: Rows in the schema `index`.
+        rules: What the study wants.
+        listed: A listing names these files.
+
+    Returns:
+        The same rows with `eligible` and `reason` by these rules.
+    """
+    reasons = [_reason(facts, rules, listed) for facts in rows.iter_rows(named=True)]
+    return rows.with_columns(pl.Series("reason", reasons, pl.String)).with_columns(eligible=pl.col("reason").is_null())
+
+
+def resolve_duplicates(
+    rows: pl.DataFrame, roots: Mapping[str, Path], settled: pl.DataFrame | None = None
+) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Let every image_id stand for one image.
 
-    Where one image_id has the same pixels in every file (the same stored bytes under the same description, or, in
-    lossless syntaxes, the same displayed values), the smallest uri stays and the others are refused as `duplicate`;
-    where pixels differ, all are refused as `conflicting_id`, for nobody knows which of them the identifier means.
+    Where one image_id has one patient and the same pixels in every file (the same stored bytes under the same
+    description, or, in lossless syntaxes, the same displayed values), the smallest uri stays and the others are
+    refused as `duplicate`; where patients or pixels differ, all are refused as `conflicting_id`, for nobody knows
+    which of them the identifier means. Where pixels cannot be read at the moment, all are refused as
+    `unreadable_file`: nothing is known of them.
 
     Args:
         rows: Rows in the schema `index`, of all parts and roots.
         roots: Folder by the name in the column `root`.
+        settled: Rows that shared an image_id before, with their `verdict` (null: it stayed): files that share one
+            with the same others as then are not opened again, unless they could not be read.
 
     Returns:
         The rows that stay, in their order, and rows in the schema `refusals`.
     """
+    earlier = _earlier_verdicts(settled)
     refusals: list[_Facts] = []
     repeated = rows.filter(pl.col("image_id").is_duplicated()).sort("image_id", "uri", "root")
-    for _, group in repeated.group_by("image_id", maintain_order=True):
+    for (image_id,), group in repeated.group_by("image_id", maintain_order=True):
         films = group.to_dicts()
-        same = _same_pixels(films, roots)
-        reason = "duplicate" if same else "conflicting_id"
-        detail = f"{len(films)} files share an image_id, with {'the same' if same else 'different'} pixels"
+        files = group.select(_FILE).rows()
+        known = earlier.get(str(image_id), {})
+        verdicts = [known[file] for file in files] if known.keys() == set(files) else _verdicts(films, roots)
         refusals += [
-            _refusal(film, reason, detail, film["reason"] != "modality") for film in (films[1:] if same else films)
+            _refusal(film, verdict, _SHARED[verdict].format(len(films)), film["reason"] != "modality")
+            for film, verdict in zip(films, verdicts, strict=True)
+            if verdict is not None
         ]
     refused = pl.DataFrame(refusals, schema=schemas.columns("refusals"))
     return rows.join(refused, on=("root", "uri"), how="anti", maintain_order="left"), refused
+
+
+def _earlier_verdicts(settled: pl.DataFrame | None) -> dict[str, dict[tuple[Any, ...], str | None]]:
+    found: dict[str, dict[tuple[Any, ...], str | None]] = {}
+    if settled is not None:
+        lasting = settled.filter(~pl.col("verdict").is_in(PASSING) | pl.col("verdict").is_null())
+        for image_id, verdict, *file in lasting.select("image_id", "verdict", *_FILE).iter_rows():
+            found.setdefault(image_id, {})[tuple(file)] = verdict
+    return found
+
+
+def _verdicts(films: list[_Facts], roots: Mapping[str, Path]) -> list[str | None]:
+    """Why each of the films that share an image_id is refused, or None for the one that stays."""
+    if len({film["patient_id"] for film in films}) > 1:
+        return ["conflicting_id"] * len(films)
+    try:
+        same = _same_pixels(films, roots)
+    except Refused:
+        return ["unreadable_file"] * len(films)
+    return [None, *["duplicate"] * (len(films) - 1)] if same else ["conflicting_id"] * len(films)
 
 
 def _refusal(place: Mapping[str, Any], reason: str, detail: str, radiograph: bool) -> _Facts:
@@ -167,8 +223,7 @@ def _outcomes(uris: list[str], root: Path, listed: bool, workers: int) -> Iterat
             yield from read(task)
         return
     # Spawned, not forked: the parent may hold threads and CUDA.
-    default = (signal.SIGINT, signal.SIG_DFL)
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), signal.signal, default) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), begin) as pool:
         for outcomes in pool.map(read, tasks):
             yield from outcomes
 
@@ -196,9 +251,13 @@ def _judged(facts: _Facts, stated: _Facts | None, rules: Rules) -> _Facts:
             conflict = facts["view_conflict"] or facts["view"] not in ("UNKNOWN", stated["view"])
             facts |= {"view_source": "listing", "view_conflict": conflict}
         facts |= {name: value for name, value in stated.items() if value is not None}
-    unwanted = (_unwanted(facts, rules) if stated is None else None) or _view_unwanted(facts, rules)
-    reason = unwanted or _undecodable(facts)
+    reason = _reason(facts, rules, stated is not None)
     return facts | {"eligible": reason is None, "reason": reason}
+
+
+def _reason(facts: _Facts, rules: Rules, listed: bool) -> str | None:
+    unwanted = None if listed else _unwanted(facts, rules)
+    return unwanted or _view_unwanted(facts, rules) or _undecodable(facts)
 
 
 def _unwanted(facts: _Facts, rules: Rules) -> str | None:
@@ -266,10 +325,17 @@ def _is_whole(facts: _Facts) -> bool:
 
 
 def _same_pixels(films: list[_Facts], roots: Mapping[str, Path]) -> bool:
+    """Compare films.
+
+    Raises:
+        Refused: one cannot be read at the moment, for a reason of PASSING.
+    """
     for fingerprint in (_stored_fingerprint, _displayed_fingerprint):
         try:
             found = {fingerprint(film, roots[film["root"]]) for film in films}
-        except Refused:
+        except Refused as refused:
+            if refused.reason in PASSING:
+                raise
             continue
         if len(found) == 1:
             return True

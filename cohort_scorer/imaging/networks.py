@@ -28,34 +28,38 @@ _PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 _ALLOWED = ("resnet", "convnextv2", "vit", "dinov2")
+_HEADS = ("classifier.", "pooler.")
+_COLOURS = 3
+_NOT_OURS = ("model_type", "auto_map", "dtype", "torch_dtype", "quantization_config")
 
 
-def build(backbone: str, seed: int) -> nn.Module:
+def build(backbone: str, seed: int, size: int) -> nn.Module:
     """Make a network with one logit, from a preset or a folder with config.json and model.safetensors.
 
+    Weights of a folder are taken over but for the head. A first convolution that looks at three channels is summed to
+    one: a grey film gives what three equal channels would have given.
+
     Args:
-        backbone: Name of a preset, or a folder. Weights of a folder are taken over but for the head.
+        backbone: Name of a preset, or a folder that transformers' save_pretrained wrote.
         seed: Seeds the weights that are new.
+        size: Side of the images in pixels; one is tried.
 
     Raises:
         StudyFileError: no such preset or folder.
-        BundleError: the folder does not hold a network of an allowed kind.
+        BundleError: the folder does not hold a network of an allowed kind, or one that takes no such images.
     """
-    folder = Path(backbone)
+    torch.manual_seed(seed)
     if backbone in _PRESETS:
-        config = _PRESETS[backbone]
-    elif folder.is_dir():
-        config = _config(folder)
+        network = _from_config({**_PRESETS[backbone], "num_labels": 1})
+    elif Path(backbone).is_dir():
+        network = _taken_over(Path(backbone))
     else:
         raise StudyFileError(
             "[train] backbone: no such preset and no such folder.",
             f"Expected one of {', '.join(_PRESETS)}, or a folder with config.json and model.safetensors.",
             "Correct [train] backbone.",
         )
-    torch.manual_seed(seed)
-    network = _from_config({**config, "num_labels": 1})
-    if folder.is_dir() and backbone not in _PRESETS:
-        _take_over(network, folder)
+    _try(network, size)
     return network
 
 
@@ -88,7 +92,9 @@ def load(folder: Path) -> nn.Module:
 
 def logits(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """One logit per image: (B, 1, S, S) float32 in [0, 1] -> (B,)."""
-    output: torch.Tensor = network(pixel_values=images).logits
+    # The positions of a ViT are those of the size that it was made for, unless it is told to interpolate them.
+    settings = {"interpolate_pos_encoding": True} if isinstance(network, transformers.ViTForImageClassification) else {}
+    output: torch.Tensor = network(pixel_values=images, **settings).logits
     return output[:, 0]
 
 
@@ -123,6 +129,13 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _from_config(config: dict[str, Any]) -> nn.Module:
+    made = _settings(config)
+    network: nn.Module = transformers.AutoModelForImageClassification.from_config(made, trust_remote_code=False)
+    return network
+
+
+def _settings(config: dict[str, Any]) -> transformers.PreTrainedConfig:
+    """The configuration of a network of an allowed kind, in float32, without code or quantisation."""
     kind = config.get("model_type")
     if kind not in _ALLOWED:
         raise BundleError(
@@ -130,27 +143,58 @@ def _from_config(config: dict[str, Any]) -> nn.Module:
             f"Expected model_type {', '.join(_ALLOWED)}.",
             "Use a network of an allowed kind; code from a configuration is never run.",
         )
-    settings = {key: value for key, value in config.items() if key not in ("model_type", "auto_map")}
-    made = transformers.AutoConfig.for_model(kind, **settings)
-    network: nn.Module = transformers.AutoModelForImageClassification.from_config(made, trust_remote_code=False)
-    return network
+    settings = {key: value for key, value in config.items() if key not in _NOT_OURS}
+    return transformers.AutoConfig.for_model(kind, **settings)
 
 
-def _take_over(network: nn.Module, folder: Path) -> None:
-    weights = safetensors.torch.load_file(folder / "model.safetensors")
-    weights = {name: tensor for name, tensor in weights.items() if not name.startswith("classifier.")}
+def _taken_over(folder: Path) -> nn.Module:
+    """The network of a folder with a new head.
+
+    transformers sorts out the names, which differ between its versions and with the head that was saved; it is given
+    the weights, not the folder, so that it reads no pickle and runs no code.
+    """
+    made = _settings({**_config(folder), "num_channels": 1, "num_labels": 1})
+    kind = transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(made)]
+    transformers.utils.logging.disable_progress_bar()
     try:
-        absent = network.load_state_dict(weights, strict=False)
-    except RuntimeError as fault:
-        raise _unfit("differ in shape") from fault
-    headless = [name for name in absent.missing_keys if not name.startswith("classifier.")]
-    if headless or absent.unexpected_keys:
-        raise _unfit(f"lack {len(headless)} tensors and have {len(absent.unexpected_keys)} others")
+        weights = {
+            name: _one_channel(name, tensor.to(torch.float32))
+            for name, tensor in safetensors.torch.load_file(folder / "model.safetensors").items()
+            if not name.startswith(_HEADS)
+        }
+        network, found = kind.from_pretrained(None, config=made, state_dict=weights, output_loading_info=True)
+    except (RuntimeError, OSError, safetensors.SafetensorError) as fault:
+        raise _unfit("cannot be read, or differ in shape") from fault
+    lacking = [name for name in found["missing_keys"] if not name.startswith(_HEADS)]
+    if lacking or found["unexpected_keys"]:
+        raise _unfit(f"lack {len(lacking)} tensors and have {len(found['unexpected_keys'])} others")
+    taken: nn.Module = network
+    return taken
+
+
+def _one_channel(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    is_first = "embed" in name and tensor.ndim == 4 and tensor.shape[1] == _COLOURS
+    return tensor.sum(1, keepdim=True) if is_first else tensor
+
+
+def _try(network: nn.Module, size: int) -> None:
+    """Run one empty image through a network: better now than after hours of decoding."""
+    was_training = network.training
+    try:
+        with torch.inference_mode():
+            logits(network.eval(), torch.zeros(1, 1, size, size))
+    except (RuntimeError, ValueError) as fault:
+        raise BundleError(
+            f"The network of [train] backbone does not take images of {size} x {size} pixels.",
+            "Expected one that takes one channel of [train] image_size; a trial image failed.",
+            "Choose an image_size that fits the network (a multiple of its patch size), or another backbone.",
+        ) from fault
+    network.train(was_training)
 
 
 def _unfit(found: str) -> BundleError:
     return BundleError(
         "The weights of [train] backbone do not fit its config.json.",
-        f"Expected every tensor but those of the classifier; the weights {found}.",
+        f"Expected every tensor but those of the head; the weights {found}.",
         "Use a folder that transformers' save_pretrained wrote.",
     )

@@ -5,8 +5,8 @@ networks side by side are twice as fast. On CUDA they are trained one after the 
 """
 
 import multiprocessing
+import os
 import shutil
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -20,6 +20,7 @@ from torch import nn
 
 from cohort_scorer.errors import MachineError
 from cohort_scorer.imaging import networks
+from cohort_scorer.imaging import workers as processes
 
 _MAXIMUM_ROTATION = 0.07
 _MAXIMUM_SHIFT = 0.06
@@ -67,6 +68,8 @@ def train_all(
         workers: Processes side by side on a CPU.
         advance: Called with the number of epochs done, those of finished networks included.
     """
+    for partial in folder.glob(".*"):
+        shutil.rmtree(partial)
     left = [job for job in jobs if not (folder / job.name).is_dir()]
     advance((len(jobs) - len(left)) * settings.epochs)
     if settings.device == "cuda" or workers == 1 or len(left) < 2:
@@ -86,9 +89,7 @@ def held_out_logits(folder: Path, name: str) -> NDArray[np.float64]:
 
 def _in_processes(jobs: Sequence[Job], images: Path, folder: Path, settings: Settings, workers: int) -> Iterator[None]:
     context = multiprocessing.get_context("spawn")
-    # The default action ends a child at once and without a word when Ctrl-C reaches it.
-    default = (signal.SIGINT, signal.SIG_DFL)
-    with ProcessPoolExecutor(min(workers, len(jobs)), context, signal.signal, default) as pool:
+    with ProcessPoolExecutor(min(workers, len(jobs)), context, processes.begin) as pool:
         try:
             for future in as_completed([pool.submit(_train_one, job, images, folder, settings) for job in jobs]):
                 yield future.result()
@@ -110,8 +111,7 @@ def _train_one(job: Job, images: Path, folder: Path, settings: Settings) -> None
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     network = train(pixels, np.flatnonzero(~job.held_out), job.outcome, settings, job.seed)
-    partial = folder / f".{job.name}"
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = folder / f".{job.name}-{os.getpid()}"  # a process that outlived an earlier run may still write its own
     networks.save(network, partial)
     held_out = np.flatnonzero(job.held_out)
     logits = predict(network, pixels, held_out, settings.batch_size, torch.device(settings.device))
@@ -141,7 +141,7 @@ def train(
         The network in evaluation mode, on the CPU.
     """
     device = torch.device(settings.device)
-    network = networks.build(settings.backbone, seed).to(device).train()
+    network = networks.build(settings.backbone, seed, images.shape[-1]).to(device).train()
     generator = torch.Generator().manual_seed(seed)
     batch_size = min(settings.batch_size, len(members))
     steps = max(1, len(members) // batch_size)

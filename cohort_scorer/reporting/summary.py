@@ -9,7 +9,7 @@ from cohort_scorer.reporting import canvas, wording
 from cohort_scorer.reporting.tables import Printed, estimate, hazard_ratio
 
 HIGHEST = schemas.vocabulary("kaplan_meier", "category")[-1]
-_PREDICTED = ("cxr", "integrated")
+_PREDICTED = ("cxr", "integrated", "clinical")
 
 
 def sentences(tables: Mapping[str, pl.DataFrame], outcome: str) -> tuple[str, ...]:
@@ -60,12 +60,11 @@ def key_results(tables: Mapping[str, pl.DataFrame]) -> Printed | None:
         ("cox", _cox),
         ("audit_positivity", _audit),
     ):
-        if table in tables and not tables[table].is_empty():
-            compared = set(columns)
+        # The audit counts other people, in groups that no comparison has: beside one it stays in its own section.
+        shown = table in tables and (table != "audit_positivity" or not columns)
+        if shown and not tables[table].is_empty():
             for heading, rows in canvas.groups(tables[table]):
-                # The audit knows groups that no comparison has; they are in its own section.
-                if table != "audit_positivity" or not compared or heading in compared:
-                    columns.setdefault(heading, {}).update(reader(rows))
+                columns.setdefault(heading, {}).update(reader(rows))
     labels = list(dict.fromkeys(label for found in columns.values() for label in found))
     if not labels:
         return None
@@ -89,7 +88,9 @@ def _discrimination(rows: pl.DataFrame) -> dict[tuple[str, str], str]:
     whole = rows.filter(pl.col("fold").fill_null("") == "", pl.col("exposure").is_in(_PREDICTED)).sort(
         "threshold", maintain_order=True
     )
-    found = {(theme, "Patients"): f"{max(whole['n']):,}"} if len(whole) else {}
+    found = {}
+    for exposure, rows_of in whole.group_by("exposure", maintain_order=True):
+        found[theme, f"Patients, {wording.words(exposure[0])}"] = f"{int(rows_of['n'].to_numpy().max()):,}"
     for row in whole.iter_rows(named=True):
         label = f"{wording.threshold(row['threshold'])}, {wording.words(row['exposure'])}"
         found[theme, label] = estimate(row["auc"], row["lower"], row["upper"], decimals=2)

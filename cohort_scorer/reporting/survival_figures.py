@@ -63,8 +63,9 @@ def _until(table: pl.DataFrame, days: float) -> pl.DataFrame:
 
 
 def _curves(parts: Sequence[tuple[str, pl.DataFrame, pl.DataFrame]], title: str, years: float) -> Figure:
-    highest = 100 - 100 * min(float(rows.select(pl.col("survival").min()).item()) for _, rows, _ in parts)
-    scale = next((end for end in _SCALES if end >= 1.15 * highest), 100)
+    lowest = [rows.select(pl.min_horizontal("survival", "lower").min()).item() for _, rows, _ in parts]
+    highest = 100 - 100 * float(min(lowest))
+    scale = next((end for end in _SCALES if end >= 1.05 * highest), 100)
     counted = [name for name in CATEGORIES if any(name in counts["category"] for _, _, counts in parts)]
     lines = len(_COUNTS) * (len(counted) + 1)
     figure, axes = canvas.panels(
@@ -72,7 +73,7 @@ def _curves(parts: Sequence[tuple[str, pl.DataFrame, pl.DataFrame]], title: str,
     )
     for number, (axis, (_, rows, counts)) in enumerate(zip(axes, parts, strict=True)):
         ends = [(name, _curve(axis, rows.filter(pl.col("category") == name), name, years)) for name in CATEGORIES]
-        axis.set(xlim=(0, years), ylim=(0, scale), xlabel="Years since t0")
+        axis.set(xlim=(0, years), ylim=(0, scale), xlabel="Years of follow-up")
         axis.grid(axis="y", color=GRID, lw=0.7)
         axis.set_axisbelow(True)
         times = _thin(counts["time_years"].unique().sort().to_list())

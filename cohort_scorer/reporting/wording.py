@@ -76,7 +76,7 @@ def threshold(value: int | None) -> str:
 
 
 def group(site: str | None, score_origin: str | None) -> str:
-    """A site and score origin as a heading: `Hospital A (out-of-fold)`; `all` is the pooled group."""
-    where = "All sites" if site == "all" else site or "Site not stated"
+    """A site and score origin as a heading: `Site A (out-of-fold)`; `all` is the pooled group."""
+    where = "All sites" if site == "all" else (f"Site {site}" if site else "Site not stated")
     how = "pooled" if score_origin == "all" else ORIGINS.get(score_origin or "", score_origin or "origin not stated")
     return f"{where} ({how})"

@@ -52,6 +52,9 @@ NUISANCES = (
     "without_patient_id",
     "without_extension",
 )
+# Every other unreadable film has a sound header and its full size: only who decodes it finds out.
+BROKEN_STREAM = "broken_stream"
+_BROKEN_BYTES = 64  # the whole frame header of a JPEG-LS stream
 _WEB_PAGE = b"<!DOCTYPE html><html><head><title>504 Gateway Time-out</title></head><body></body></html>\n"
 _TRUNCATED_HEADER_BYTES = 200  # within the file meta information
 _IMPLEMENTATION = "2.25.206941587245961034583276190358219203851"
@@ -66,7 +69,7 @@ class Film:
         picture: What the pixels show.
         view: PA, AP or LATERAL.
         told_by: Where the header states the view.
-        flaw: What is wrong with the file, a name of NUISANCES or a fate of films; empty for a sound film.
+        flaw: What is wrong with the file, a name of NUISANCES, a fate of films or BROKEN_STREAM; else empty.
     """
 
     day: int
@@ -100,6 +103,8 @@ def plan_films(patients: Patients, rng: np.random.Generator) -> list[list[Film]]
             films.append(Film(int(patients.ct[chosen]), picture="axial", told_by="nothing", flaw=flaw))
         else:
             films.append(replace(films[0], flaw=str(flaw)))
+    for i in np.flatnonzero(patients.fate == "unreadable_film")[1::2]:
+        plans[i][0] = replace(plans[i][0], flaw=BROKEN_STREAM)
     return plans
 
 
@@ -189,6 +194,8 @@ def _write_film(
     syntax = str(rng.choice(SYNTAXES))
     if film.flaw == "unreadable_film":
         syntax = str(ExplicitVRLittleEndian)  # some decoders return a picture for half a compressed stream
+    elif film.flaw == BROKEN_STREAM:
+        syntax = str(JPEGLSLossless)
     bits_stored = 12 if film.picture == "axial" else int(rng.choice(BITS_STORED[site]))
     inverted = film.picture != "axial" and bool(rng.random() < SHARE_MONOCHROME1[site])
     rows = int(rng.integers(224, 353))
@@ -216,7 +223,10 @@ def _write_film(
     elif rng.random() < 0.3:
         dataset.RescaleSlope, dataset.RescaleIntercept = "2", "-50"
     encapsulated = syntax not in (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
-    dataset.PixelData = encapsulate([encode(stored, bits_stored, syntax)]) if encapsulated else stored.tobytes()
+    stream = encode(stored, bits_stored, syntax) if encapsulated else b""
+    if film.flaw == BROKEN_STREAM:
+        stream = bytes(_BROKEN_BYTES) + stream[_BROKEN_BYTES:]
+    dataset.PixelData = encapsulate([stream]) if encapsulated else stored.tobytes()
     dataset["PixelData"].VR = "OB" if encapsulated else "OW"
     dataset["PixelData"].is_undefined_length = encapsulated
 

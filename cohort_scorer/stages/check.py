@@ -13,7 +13,7 @@ from cohort_scorer.provenance import Step
 from cohort_scorer.stages import inputs
 from cohort_scorer.stages.link import name_faults
 from cohort_scorer.stages.prognosis import event_rules
-from cohort_scorer.stages.run import steps
+from cohort_scorer.stages.run import missing_sections, steps
 from cohort_scorer.study import Study
 
 _TABLES = ("cacs", "clinical", "follow_up", "events", "scores")
@@ -39,6 +39,15 @@ def check(study: Study) -> Findings:
     found = Findings()
     step = Step(study, "check")
     found.plan.append(f"{study.study.title}: " + " -> ".join(name for name, _ in steps(study)))
+    found.faults += missing_sections(study)
+    if study.outcome and not study.tables.follow_up:
+        found.faults.append(
+            StudyFileError(
+                f"{study.file.name}: [outcome] stands without [tables] follow_up.",
+                "Expected the table of last contacts, which prognosis needs; found none.",
+                'Add follow_up = "tables/follow_up.csv" under [tables].',
+            )
+        )
     _archive(study, found)
     tables = {}
     for name in _TABLES:

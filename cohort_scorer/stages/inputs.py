@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Sequence
-from datetime import date
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from cohort_scorer import schemas, storage
+from cohort_scorer import provenance, schemas, storage
 from cohort_scorer.cohort import identifiers
 from cohort_scorer.errors import BundleError, EmptyCohortError, InputTableError, MachineError, StudyFileError
 from cohort_scorer.prediction import scores as predicted
@@ -18,7 +18,6 @@ from cohort_scorer.reporting import disclosure
 from cohort_scorer.stages import Console
 from cohort_scorer.study import ModelSection, Study
 
-_FIRST_SHIFTED = date(2100, 1, 1)
 _CARRIED = {
     "clinical": ("index", "cohort", "scores", "analysis_set", "follow_up", "events"),
     "scores": ("analysis_set", "follow_up", "events"),
@@ -59,11 +58,12 @@ def table(study: Study, step: Step, name: str) -> pl.DataFrame | None:
         )
     _refuse_reserved_names(frame, name, path.name)
     dates = [column for column, dtype in frame.schema.items() if dtype == pl.Date]
-    late = frame.filter(pl.any_horizontal(pl.lit(False), *(pl.col(column) >= _FIRST_SHIFTED for column in dates)))
+    today = datetime.now(tz=UTC).date() + timedelta(days=1)
+    late = frame.filter(pl.any_horizontal(pl.lit(False), *(pl.col(column) > today for column in dates)))
     if len(late) and not study.study.dates_shifted_per_subject:
         raise InputTableError(
-            f"{path.name}: {len(late):,} of {len(frame):,} rows have a date in the year 2100 or later.",
-            "Expected real dates, since [study] dates_shifted_per_subject is false; found shifted ones.",
+            f"{path.name}: {len(late):,} of {len(frame):,} rows have a date in the future.",
+            "Expected real dates, since [study] dates_shifted_per_subject is false; found later ones than today.",
             "Correct the extract, or set dates_shifted_per_subject = true.",
         )
     return frame
@@ -206,6 +206,7 @@ def scores(study: Study, step: Step) -> pl.DataFrame:
             "Expected patient_level/scores.parquet, or [tables] scores; found neither.",
             "Run `cohort-scorer score` first.",
         )
+    _require_fresh(study, "score", "patient_level/scores.parquet")
     step.read(path, f"{study.study.output}/patient_level/scores.parquet")
     return _own(path, "scores")
 
@@ -219,6 +220,13 @@ def _categorised(study: Study, step: Step, given: pl.DataFrame) -> pl.DataFrame:
     passed = truth.select("image_id", *passes_thresholds("cacs"))
     rule = (study.model or ModelSection()).category_rule
     filled = predicted.categorise_given(given, passed, rule, categories())
+    without = filled.filter(pl.all_horizontal(pl.col("cxr_gt0", "cxr_ge100", "cxr_ge400").is_not_null()))
+    if len(without) and without["cxr_category"].null_count():
+        raise StudyFileError(
+            f"The scores table has no categories, and the rule {rule} needs true scores to find its cut points.",
+            f"Expected a cohort with true CACS on both sides of every threshold; found {len(truth):,} true scores.",
+            'Run `cohort-scorer link` first, or give [model] category_rule = "argmax" or three numbers.',
+        )
     lacked = given.select(pl.col("^.*_category$").null_count()).row(0)
     lack = filled.select(pl.col("^.*_category$").null_count()).row(0)
     step.facts["n_categories_derived"] = sum(lacked) - sum(lack)
@@ -249,6 +257,7 @@ def cohort(study: Study, step: Step) -> pl.DataFrame:
             "Expected patient_level/cohort.parquet; found none.",
             "Run `cohort-scorer link` first.",
         )
+    _require_fresh(study, "link", "patient_level/cohort.parquet")
     step.read(path, f"{study.study.output}/patient_level/cohort.parquet")
     return _own(path, "cohort")
 
@@ -263,6 +272,26 @@ def _own(path: Path, name: str) -> pl.DataFrame:
             "Run the step that writes it again.",
         )
     return frame
+
+
+def _require_fresh(study: Study, verb: str, made: str) -> None:
+    """Refuse what a step made of tables that have changed since: new events with an old true category would mix.
+
+    Raises:
+        InputTableError: an input of that step differs from the one it read.
+    """
+    manifest = study.unprotected / "manifests" / f"{verb}.json"
+    if not manifest.is_file():
+        return
+    inputs = json.loads(manifest.read_text(encoding="utf-8"))["inputs"]
+    paths = {label: study.folder / label for label in inputs}
+    changed = [label for label, path in paths.items() if path.is_file() and provenance.sha256(path) != inputs[label]]
+    if changed:
+        raise InputTableError(
+            f"{made} was made before {', '.join(Path(label).name for label in changed)} changed.",
+            "Expected the tables that it was made of; found others.",
+            f"Run `cohort-scorer {verb}` again, or `cohort-scorer run`.",
+        )
 
 
 def lost_zeros(name: str, known: str, rate: identifiers.Match) -> InputTableError:

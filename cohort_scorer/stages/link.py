@@ -69,9 +69,10 @@ def link(study: Study, machine: Machine, console: Console) -> Path:
     step.finish()
     if cohort.is_empty():
         start = attrition["n_before"][0]
+        largest = attrition.sort("n_excluded", descending=True).row(0, named=True)
         raise EmptyCohortError(
             f"The cohort is empty: all {start:,} patients are excluded.",
-            "Expected at least one patient; unprotected/tables/attrition.csv counts every reason.",
+            f"Expected at least one patient; {largest['n_excluded']:,} are excluded for: {largest['reason']}.",
             "Compare the identifiers of archive and tables (`cohort-scorer check`), and the rules of [cohort].",
         )
     return path

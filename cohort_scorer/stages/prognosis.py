@@ -60,6 +60,11 @@ def prognosis(study: Study, machine: Machine, console: Console) -> Path:
             f"Expected events of {', '.join(section.components)} after t0; found 0.",
             "Look at attrition.csv, [outcome] components, blanking_days and the dates of events.",
         )
+    longest = float(compared["time_days"].to_numpy().max()) / kaplan_meier.DAYS_PER_YEAR
+    if max(section.horizon_years) > longest:
+        console.say(
+            f"warning: the horizon of {max(section.horizon_years):g} years is beyond the {longest:.1f} followed"
+        )
     if found.n_after_last_contact:
         console.say(f"warning: {found.n_after_last_contact:,} events after the last contact are not used")
     result = survival.tables(
@@ -105,12 +110,12 @@ def event_rules(study: Study, events: pl.DataFrame) -> follow_up.Rules:
     """The rules of [outcome]; terminal types default to every other type that contains `death`.
 
     Raises:
-        StudyFileError: a component or competing type never occurs in the events table.
+        StudyFileError: a type that [outcome] names never occurs in the events table, or is named for two roles.
     """
     section = study.require("outcome")
     types = events["event_type"].unique().sort().to_list()
-    for key in ("components", "competing"):
-        for name in getattr(section, key):
+    for key in ("components", "competing", "terminal", "blanking_days"):
+        for name in getattr(section, key) or ():
             if name not in types:
                 nearest = difflib.get_close_matches(name, types, n=1)
                 raise StudyFileError(
@@ -118,6 +123,13 @@ def event_rules(study: Study, events: pl.DataFrame) -> follow_up.Rules:
                     f"Expected an event_type of that table; found {inputs.spoken(types)}.",
                     f"Did you mean {nearest[0]}?" if nearest else f"Correct [outcome] {key}.",
                 )
+    twice = sorted(set(section.components) & {*section.competing, *(section.terminal or ())})
+    if twice:
+        raise StudyFileError(
+            f"{study.file.name}: [outcome] names {', '.join(twice)} as a component and as competing or terminal.",
+            "Expected one role for every event type; found two.",
+            "Name it once.",
+        )
     named = {*section.components, *section.competing}
     terminal = section.terminal
     if terminal is None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from cohort_scorer import study as study_file
 from cohort_scorer.errors import ConvergenceError, StudyFileError
+from cohort_scorer.provenance import Step
 from cohort_scorer.stages import Console, Machine
 from cohort_scorer.stages.audit import audit
 from cohort_scorer.stages.index import index
@@ -40,6 +41,26 @@ def steps(study: Study) -> Iterator[tuple[str, Stage]]:
             yield name, stage
 
 
+def missing_sections(study: Study) -> Iterator[StudyFileError]:
+    """Sections that stand without another one that their step cannot do without: the step would silently not run."""
+    has_scores = bool(study.model or study.tables.scores)
+    needs = [
+        ("outcome", "cohort", study.cohort is not None),
+        ("train", "cohort", study.cohort is not None),
+        ("train", "archive", study.archive is not None),
+        ("model", "archive", study.archive is not None or bool(study.tables.scores)),
+        ("outcome", "model] or [tables] scores = [...", has_scores),
+        ("audit", "model] or [tables] scores = [...", has_scores),
+    ]
+    for section, needed, stands in needs:
+        if getattr(study, section) is not None and not stands:
+            yield StudyFileError(
+                f"{study.file.name}: [{section}] stands without [{needed}].",
+                f"Expected [{needed}], which its step needs; found [{'], ['.join(study.sections)}].",
+                f"Add [{needed}] (an empty section takes its defaults), or take [{section}] out.",
+            )
+
+
 def run(study: Study, machine: Machine, console: Console) -> Path:
     """Run the steps in order and give the path of the report.
 
@@ -47,6 +68,11 @@ def run(study: Study, machine: Machine, console: Console) -> Path:
     fault is told.
     """
     path, late = study.file, None
+    for fault in missing_sections(study):
+        raise fault
+    planned = {name for name, _ in steps(study)}
+    for name in {"link", "validate", "prognosis", "audit"} - planned:
+        Step(study, name).forget_outputs()
     if [name for name, _ in steps(study)] == ["report"]:
         raise StudyFileError(
             f"{study.file.name}: there is nothing to run.",

@@ -54,6 +54,8 @@ def train(study: Study, machine: Machine, console: Console) -> Path:
         )
     scratch = study.patient_level / "training" / training_id[:16]
     device = networks.choose_device(machine.device)
+    # A trial: a backbone that cannot be used is told before hours of decoding.
+    networks.build(str(backbone), 0, section.image_size)
     people = _decode(study, people, scratch, machine, console)
     settings = training.Settings(str(backbone), section.epochs, section.batch_size, section.learning_rate, device.type)
     jobs = _jobs(people, section.folds, study.study.seed)
@@ -64,10 +66,18 @@ def train(study: Study, machine: Machine, console: Console) -> Path:
         training.train_all(jobs, scratch / "images.npy", finished, settings, machine.workers, advance)
     people = _with_logits(people, finished, section.folds)
     layers, grid = scores.develop(people, section.integrate, section.folds)
+    turned = sum(layer.coefficients.get("logit", 0) < 0 for layer in layers.values())
+    if turned:
+        console.say(f"warning: {turned} of {len(layers)} layers turn a network's answer around: it learned nothing")
     content = _content(study, people, training_id, preprocessing_id) | _told_by_rule(study, people, layers, grid)
     _assemble(study, people, finished, grid, layers, content)
     shutil.rmtree(scratch.parent)
-    step.facts |= {"n_patients": len(people), "n_networks": len(jobs), "training_id": training_id[:16]}
+    step.facts |= {
+        "n_layers_turned_around": turned,
+        "n_patients": len(people),
+        "n_networks": len(jobs),
+        "training_id": training_id[:16],
+    }
     step.wrote(study.bundle / "bundle.json")
     step.finish()
     return study.bundle

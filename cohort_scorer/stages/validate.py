@@ -29,13 +29,12 @@ def validate(study: Study, machine: Machine, console: Console) -> Path:
             "Run `cohort-scorer score`, or give [tables] cacs.",
         )
     inputs.refuse_unfit_origins(study, people)
-    rule = (study.model or ModelSection()).category_rule
-    if step.facts.get("n_categories_derived") and rule not in ("argmax",) and isinstance(rule, str):
+    given = (study.model or ModelSection()).category_rule
+    rule = given if isinstance(given, str) else ", ".join(f"{cut:g}" for cut in given)
+    if step.facts.get("n_categories_derived") and isinstance(given, str) and rule != "argmax":
         rule = f"{rule}, cuts found in these patients"
         console.say("warning: cut points were found in the patients they are judged in: margins agree by construction")
-    found = validation.tables(
-        people, inputs.categories(), str(rule), _cut_points(study), study.comparison.confidence_level
-    )
+    found = validation.tables(people, inputs.categories(), rule, _cut_points(study), study.comparison.confidence_level)
     publish(step, found, inputs.stamps(study))
     step.facts |= {"n_patients": len(people)}
     pooled = found["discrimination"].filter(pl.col("fold").is_null())

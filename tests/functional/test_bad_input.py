@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -254,7 +255,7 @@ def test_dates_of_the_year_2100_need_a_word_in_the_study_file(tables_study: Path
     for name in ("cacs", "follow_up", "events", "scores"):
         substitute(tables_study / f"tables/{name}.csv", r",20(\d\d)-", r",21\1-")
     substitute(tables_study / "tables/clinical.csv", r",(19|20)(\d\d-)", lambda m: f",{int(m[1]) + 1}{m[2]}")  # type: ignore[arg-type]
-    told(cli("link", tables_study), 11, "1,644 of 1,644 rows have a date in the year 2100 or later")
+    told(cli("link", tables_study), 11, "1,644 of 1,644 rows have a date in the future")
     substitute(tables_study / "study.toml", "^simulated = true", "simulated = true\ndates_shifted_per_subject = true")
     assert cli("link", tables_study).code == 0
 
@@ -342,7 +343,12 @@ def test_steps_in_the_wrong_order_say_which_comes_first(tables_study: Path) -> N
 
 def test_nobody_in_the_window_ends_with_14(tables_study: Path) -> None:
     substitute(tables_study / "study.toml", r"^\[cohort\]", "[cohort]\nminimum_age_years = 119")
-    told(cli("link", tables_study), 14, "The cohort is empty: all 1,500 patients are excluded", "attrition.csv")
+    told(
+        cli("link", tables_study),
+        14,
+        "The cohort is empty: all 1,500 patients are excluded",
+        "age missing or under the minimum",
+    )
     attrition = pl.read_csv(tables_study / "outputs/unprotected/tables/attrition.csv")
     assert attrition["n_after"][-1] == 0
 
@@ -356,6 +362,7 @@ def test_identifiers_of_another_kind_are_told_by_check(tables_study: Path) -> No
 
 def test_no_outcome_events_ends_with_14(tables_study_done: Path) -> None:
     substitute(tables_study_done / "tables/events.csv", r"\d{4}-\d\d-\d\d", "1999-01-01")
+    assert cli("link", tables_study_done).code == 0
     told(cli("prognosis", tables_study_done), 14, "Nobody compared had an event", "found 0")
 
 
@@ -380,6 +387,7 @@ def test_a_model_that_does_not_converge_ends_with_15(tables_study_done: Path) ->
 
 def test_in_sample_scores_are_refused(tables_study_done: Path) -> None:
     substitute(tables_study_done / "tables/scores.csv", "external", "in_sample")
+    assert cli("link", tables_study_done).code == 0
     for verb in ("validate", "prognosis"):
         message = told(cli(verb, tables_study_done), 12, "in_sample", "performance on training patients")
         assert "training.key" not in message
@@ -677,3 +685,53 @@ def test_identifiers_that_differ_in_a_zero_by_chance_are_told_and_do_not_stop(ta
     answer = cli("link", tables_study)
     assert answer.code == 0
     assert "1 patients of cacs would match without leading zeros" in answer.stderr
+
+
+def test_a_misspelt_blanking_type_is_told(tables_study_done: Path) -> None:
+    substitute(tables_study_done / "study.toml", "^blanking_days = .*", "blanking_days = { revascularisation = 90 }")
+    told(cli("prognosis", tables_study_done), 10, "blanking_days", "Did you mean revascularization?")
+
+
+def test_an_event_type_with_two_roles_is_told(tables_study_done: Path) -> None:
+    substitute(tables_study_done / "study.toml", "^competing = .*", 'competing = ["cardiac_death"]')
+    told(cli("prognosis", tables_study_done), 10, "cardiac_death", "one role")
+
+
+@pytest.mark.parametrize(("table", "step"), [("cacs", "validate"), ("clinical", "prognosis")])
+def test_a_cohort_of_tables_that_have_changed_is_refused(tables_study_done: Path, table: str, step: str) -> None:
+    path = tables_study_done / "tables" / f"{table}.csv"
+    pl.read_csv(path, infer_schema=False).head(900).write_csv(path)
+    told(cli(step, tables_study_done), 11, f"before {table}.csv changed", "link")
+    assert cli("link", tables_study_done).code == 0
+    assert cli(step, tables_study_done).code == 0
+
+
+def test_dates_in_the_future_are_told(tables_study: Path) -> None:
+    substitute(tables_study / "tables" / "follow_up.csv", r",\d{4}-", ",2091-", 3)
+    assert cli("link", tables_study).code == 0
+    told(cli("prognosis", tables_study), 11, "3 of", "future")
+
+
+@pytest.mark.parametrize("section", ["cohort", "tables"])
+def test_a_section_whose_step_would_silently_not_run_is_told(tables_study: Path, section: str) -> None:
+    def without(text: str) -> str:
+        return re.sub(rf"^\[{section}\]\n(?:[^\[\n].*\n|\n)*", "", text, flags=re.MULTILINE)
+
+    edit(tables_study / "study.toml", without)
+    assert cli("check", tables_study).code == 10
+    told(cli("run", tables_study), 10, "stands without")
+
+
+def test_scores_without_categories_need_truth_or_three_numbers(tables_study: Path) -> None:
+    substitute(tables_study / "study.toml", "^cacs = .*$", "")
+    assert cli("link", tables_study).code == 0
+    told(cli("prognosis", tables_study), 10, "no categories", "three numbers")
+    edit(tables_study / "study.toml", lambda text: text + "\n[model]\ncategory_rule = [0.5, 0.3, 0.2]\n")
+    assert cli("prognosis", tables_study).code == 0
+
+
+def test_tables_of_a_section_taken_out_do_not_stay(tables_study_done: Path) -> None:
+    edit(tables_study_done / "study.toml", lambda text: re.sub(r"\[outcome\](?:\n[^\[].*)*", "", text))
+    assert cli("run", tables_study_done).code == 0
+    assert not (tables_study_done / "outputs" / "release" / "tables" / "cox.csv").exists()
+    assert (tables_study_done / "outputs" / "release" / "tables" / "crosstab.csv").exists()

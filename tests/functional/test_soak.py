@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 from studies import COMMAND, copy
+from test_archive import counts
 from test_truth_recovered import z_values
 
 pytestmark = pytest.mark.soak
@@ -17,11 +18,31 @@ pytestmark = pytest.mark.soak
 KILLS = 8
 
 
+def members(group: int) -> list[int]:
+    """Processes of a group that are alive."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, own_group, *_ = path.read_text().rsplit(")", 1)[1].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(own_group) == group and state != "Z":
+            found.append(int(path.parent.name))
+    return found
+
+
 def kill_after(seconds: float, verb: str, study: Path) -> None:
-    process = subprocess.Popen([*COMMAND, verb, str(study), "--quiet"], stdout=subprocess.DEVNULL)
+    """Kill a command, not its children: these must end by themselves."""
+    process = subprocess.Popen(
+        [*COMMAND, verb, str(study), "--quiet", "--workers", "2"], stdout=subprocess.DEVNULL, start_new_session=True
+    )
     time.sleep(seconds)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    deadline = time.monotonic() + 10
+    while members(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert members(process.pid) == []
 
 
 @pytest.mark.parametrize("verb", ["index", "train", "score"])
@@ -38,6 +59,7 @@ def test_step_killed_at_random_moments_ends_as_if_it_had_not_been(
         kill_after(moments.uniform(0.5, 14), verb, study)
     for step in ("index", "link", "train", "score"):
         subprocess.run([*COMMAND, step, str(study), "--quiet"], check=True, stdout=subprocess.DEVNULL)
+    assert counts(study) == counts(image_study_run)
     untouched = image_study_run / "outputs" / "patient_level"
     resumed = study / "outputs" / "patient_level"
     for table in ("cohort", "scores"):

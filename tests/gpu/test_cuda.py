@@ -19,7 +19,7 @@ def test_cuda_and_cpu_agree(tmp_path: Path) -> None:
     rows = rows.filter("eligible").unique("image_id", keep="first", maintain_order=True)
     found = {}
     for name in ("cpu", "cuda"):
-        network = {"net": networks.build("resnet-small", seed=5)}
+        network = {"net": networks.build("resnet-small", seed=5, size=64)}
         device = networks.choose_device(name)
         outputs, refusals = scoring.score(rows, {"archive": root}, 96, network, 8, device, 2, lambda _: None)
         assert refusals.is_empty()

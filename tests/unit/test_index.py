@@ -21,7 +21,7 @@ from pydicom.dataset import Dataset
 from cohort_scorer import schemas
 from cohort_scorer.errors import StudyFileError
 from cohort_scorer.imaging import index
-from cohort_scorer.imaging.index import Rules, find_files, read_headers, resolve_duplicates
+from cohort_scorer.imaging.index import Rules, find_files, judge_again, read_headers, resolve_duplicates
 
 pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR")  # pydicom, of what these tests write
 
@@ -389,3 +389,61 @@ def test_every_real_file_is_a_row_or_a_refusal():
     counts = dict(refusals.group_by("reason").len().iter_rows())
     assert counts == {"dicomdir": 8, "not_dicom": 2}
     assert kept["age_years"].drop_nulls().is_between(0, 130).all()
+
+
+def twins(folder: Path, *changes: dict) -> pl.DataFrame:
+    for name, change in zip("abcdef", changes, strict=False):
+        write_film(folder / name, **({"pixels": film()} | change), SOPInstanceUID="1.2.3")
+    return indexed(folder)[0]
+
+
+def verdicts_of(rows: pl.DataFrame, refusals: pl.DataFrame) -> pl.DataFrame:
+    """What the stage keeps of rows that share an identifier."""
+    file = ["root", "uri", "file_size", "file_mtime_ns"]
+    return rows.join(refusals.select(*file, verdict="reason"), on=file, how="left")
+
+
+def test_one_identifier_for_two_patients_refuses_both_though_their_pixels_are_the_same(tmp_path):
+    rows = twins(tmp_path, {"PatientID": "1"}, {"PatientID": "2"})
+    kept, refusals = resolve_duplicates(rows, {"archive": tmp_path})
+    assert kept.is_empty()
+    assert refusals["reason"].to_list() == ["conflicting_id"] * 2
+
+
+def test_files_that_shared_an_identifier_before_are_not_opened_again(tmp_path, monkeypatch):
+    rows = twins(tmp_path, {}, {}, {})
+    kept, refusals = resolve_duplicates(rows, {"archive": tmp_path})
+    settled = verdicts_of(rows, refusals)
+    opened = []
+    monkeypatch.setattr(index, "_same_pixels", lambda films, roots: opened.append(len(films)) or False)
+    again = resolve_duplicates(rows, {"archive": tmp_path}, settled)
+    assert again[0].equals(kept) and again[1].equals(refusals)
+    assert opened == []
+    resolve_duplicates(rows.head(2), {"archive": tmp_path}, settled)
+    resolve_duplicates(rows, {"archive": tmp_path}, settled.head(2))
+    changed = settled.with_columns(pl.col("file_mtime_ns") + (pl.col("uri") == "b").cast(pl.Int64))
+    resolve_duplicates(rows, {"archive": tmp_path}, changed)
+    assert opened == [2, 3, 3]
+
+
+def test_files_that_cannot_be_read_to_compare_them_are_not_said_to_conflict(tmp_path):
+    rows = twins(tmp_path, {}, {})
+    (tmp_path / "b").rename(tmp_path / "away")
+    kept, refusals = resolve_duplicates(rows, {"archive": tmp_path})
+    assert kept.is_empty()
+    assert refusals["reason"].to_list() == ["unreadable_file"] * 2
+    (tmp_path / "away").rename(tmp_path / "b")
+    kept, refusals = resolve_duplicates(rows, {"archive": tmp_path}, verdicts_of(rows, refusals))
+    assert kept["uri"].to_list() == ["a"]
+    assert refusals["reason"].to_list() == ["duplicate"]
+
+
+def test_an_index_is_judged_again_by_other_rules(tmp_path):
+    write_film(tmp_path / "a", film())
+    write_film(tmp_path / "b", film(), ViewPosition="AP")
+    write_film(tmp_path / "c", film(), BodyPartExamined="HAND")
+    rows, _ = indexed(tmp_path)
+    only_pa = Rules(("CR",), ("CHEST",), ("PA",), "exclude")
+    assert judge_again(rows, only_pa, listed=False)["reason"].to_list() == [None, "view", "body_part"]
+    assert judge_again(rows, only_pa, listed=True)["eligible"].to_list() == [True, False, True]
+    assert judge_again(rows, RULES, listed=False).equals(rows)
