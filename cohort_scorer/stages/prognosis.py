@@ -63,7 +63,7 @@ def prognosis(study: Study, machine: Machine, console: Console) -> Path:
     longest = float(compared["time_days"].to_numpy().max()) / kaplan_meier.DAYS_PER_YEAR
     if max(section.horizon_years) > longest:
         console.say(
-            f"warning: the horizon of {max(section.horizon_years):g} years is beyond the {longest:.1f} followed"
+            f"warning: the horizon of {max(section.horizon_years):g} years is beyond the {longest:.2g} followed"
         )
     if found.n_after_last_contact:
         console.say(f"warning: {found.n_after_last_contact:,} events after the last contact are not used")

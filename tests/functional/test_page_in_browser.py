@@ -52,7 +52,9 @@ def test_every_figure_is_drawn_and_described(browser: webdriver.Chrome, report: 
 
 def test_console_is_silent_and_nothing_is_fetched(browser: webdriver.Chrome, report: Path) -> None:
     browser.get(report.as_uri())
-    assert browser.get_log("browser") == []
+    # Chromium's own start page may complain of a slow network.
+    said = [entry["message"] for entry in browser.get_log("browser")]
+    assert [message for message in said if not message.startswith("chrome://")] == []
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     asked = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
     urls = [request["request"]["url"] for request in asked if request["documentURL"] == report.as_uri()]
