@@ -181,7 +181,7 @@ def read_parts(folder: Path) -> pl.DataFrame | None:
     Raises:
         MachineError: one of them is damaged.
     """
-    parts = sorted(folder.glob("*part-*.parquet"))
+    parts = sorted(folder.glob("part-*.parquet"))
     return pl.concat([read_own(part) for part in parts], how="vertical") if parts else None
 
 

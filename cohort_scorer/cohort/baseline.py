@@ -26,7 +26,7 @@ def table(cohort: pl.DataFrame, categories: Sequence[str], declared: Sequence[st
         level the largest absolute standardised difference between two categories (Austin, Stat Med 2009;28:3083).
     """
     groups = {name: cohort.filter(pl.col("true_category") == name) for name in categories}
-    rows = [_row("patients", None, "n", groups, cohort, lambda people: float(len(people)))]
+    rows = [_row("patients", None, "n", groups, cohort, pl.len())]
     for variable in (name for name in dict.fromkeys([*_ALWAYS, *declared]) if name in cohort.columns):
         if cohort[variable].dtype.is_numeric():
             rows += _numeric(variable, groups, cohort)
@@ -52,7 +52,7 @@ def _numeric(variable: str, groups: dict[str, pl.DataFrame], cohort: pl.DataFram
         if people[variable].drop_nulls().len() > 1
     ]
     for name, expression in statistics.items():
-        row = _row(variable, None, name, groups, cohort, lambda people, e=expression: people.select(e).item())
+        row = _row(variable, None, name, groups, cohort, expression)
         if name == "mean":
             row["standardised_difference"] = _largest_difference(moments)
         yield row
@@ -67,21 +67,29 @@ def _levels(variable: str, groups: dict[str, pl.DataFrame], cohort: pl.DataFrame
             for people in groups.values()
             if (share := people.select(hit.cast(pl.Float64).mean()).item()) is not None
         ]
-        count = _row(variable, label, "n", groups, cohort, lambda people, h=hit: people.select(h.sum()).item())
+        count = _row(variable, label, "n", groups, cohort, hit.sum())
         count["standardised_difference"] = _largest_difference([(share, share * (1 - share)) for share in shares])
         yield count
-        yield _row(
-            variable, label, "percent", groups, cohort, lambda people, h=hit: people.select(100 * h.mean()).item()
-        )
+        yield _row(variable, label, "percent", groups, cohort, 100 * hit.mean())
 
 
-def _row(variable, level, statistic, groups, cohort, value) -> dict[str, object]:  # type: ignore[no-untyped-def]
+def _row(
+    variable: str,
+    level: str | None,
+    statistic: str,
+    groups: dict[str, pl.DataFrame],
+    cohort: pl.DataFrame,
+    value: pl.Expr,
+) -> dict[str, object]:
+    def of(people: pl.DataFrame) -> float | None:
+        return None if people.is_empty() else people.select(value.cast(pl.Float64)).item()
+
     return {
         "variable": variable,
         "level": level,
         "statistic": statistic,
-        **{name: value(people) if len(people) else None for name, people in groups.items()},
-        "overall": value(cohort) if len(cohort) else None,
+        **{name: of(people) for name, people in groups.items()},
+        "overall": of(cohort),
         "missing": 0 if variable == "patients" else cohort[variable].null_count(),
         "standardised_difference": None,
     }
