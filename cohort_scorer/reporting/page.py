@@ -121,7 +121,7 @@ def render(content: Page) -> str:
         archive_tables=[_counts(name, counts) for name, counts in content.archive.items() if counts],
         archive_sums=list(_sums(content.archive)),
         trained_on_simulated=bool(content.model.get("trained_on_simulated_data")),
-        model_facts=[(wording.sentence(key), _fact(key, value)) for key, value in content.model.items()],
+        model_facts=[(wording.sentence(key), plain(value)) for key, value in content.model.items()],
         landmark=f", plus {landmark} days (landmark)" if landmark else "",
         choice_table=_choices(content.choices),
         interval_note=f"Intervals are at the {100 * float(level):g} % level." if level else "",
@@ -254,12 +254,6 @@ def _records(name: str, value: Any) -> Iterator[Printed]:
 def _listing(name: str, columns: Sequence[str], rows: Sequence[tuple[str, ...]]) -> Printed:
     headers = (("Name", "", False), *((wording.sentence(column), "", False) for column in columns))
     return Printed(name, wording.sentence(name), "", headers, (("", tuple(rows)),), len(rows))
-
-
-def _fact(key: str, value: Any) -> str:
-    if key.startswith("n_") and isinstance(value, int):
-        return f"{value:,}"
-    return plain([wording.ORIGINS.get(item, item) for item in value] if key == "score_origins" else value)
 
 
 def plain(value: Any) -> str:

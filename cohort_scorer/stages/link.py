@@ -28,13 +28,8 @@ def link(study: Study, machine: Machine, console: Console) -> Path:
     for fault in name_faults(study, clinical, events):
         raise fault
     inputs.tell_dropped(step, console)
-    known = "the scores" if study.tables.scores else "the index"
-    for name, table in (("cacs", cacs), ("clinical", clinical)):
-        rate = identifiers.match(films["patient_id"] if table is None else table["patient_id"], films["patient_id"])
-        if rate.lost_zeros:
-            raise inputs.lost_zeros(name, known, rate)
-        if rate.n_gained:
-            console.say(f"warning: {rate.n_gained:,} patients of {name} would match without leading zeros")
+    tables = {name: table for name, table in (("cacs", cacs), ("clinical", clinical)) if table is not None}
+    _match_identifiers(tables, films, "the scores" if study.tables.scores else "the index", console)
     rules = pairing.Rules(
         section.maximum_days_between,
         section.pairing,
@@ -76,6 +71,16 @@ def link(study: Study, machine: Machine, console: Console) -> Path:
             "Compare the identifiers of archive and tables (`cohort-scorer check`), and the rules of [cohort].",
         )
     return path
+
+
+def _match_identifiers(tables: dict[str, pl.DataFrame], films: pl.DataFrame, known: str, console: Console) -> None:
+    """Stop where a table has lost the leading zeros of its identifiers; tell a few that may have."""
+    for name, table in tables.items():
+        rate = identifiers.match(table["patient_id"], films["patient_id"])
+        if rate.lost_zeros:
+            raise inputs.lost_zeros(name, known, rate)
+        if rate.n_gained:
+            console.say(f"warning: {rate.n_gained:,} patients of {name} would match without leading zeros")
 
 
 def _declared(study: Study) -> list[str]:

@@ -424,3 +424,25 @@ def test_simulated_scores_stamp_whoever_uses_them(tables_study: Path, image_stud
     page = (tables_study / "outputs" / "release" / "report.html").read_text()
     assert "SIMULATED DATA" in page
     assert "asserted by the scores table" in page
+
+
+def test_no_column_that_was_computed_is_lost_on_the_way_out(
+    tables_study_done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: dict[str, set[str]] = {}
+    conform = schemas.conform
+
+    def watched(frame: pl.DataFrame, name: str) -> pl.DataFrame:
+        computed[name] = set(frame.columns)
+        return conform(frame, name)
+
+    monkeypatch.setattr(schemas, "conform", watched)
+    for verb in ("link", "validate", "prognosis", "audit"):
+        assert cli(verb, tables_study_done).code == 0
+    lost = {
+        name: columns - set(schemas.columns(name))
+        for name, columns in computed.items()
+        if name not in ("cohort", "analysis_set") and columns - set(schemas.columns(name))
+    }
+    assert len(computed) >= 20
+    assert lost == {}
