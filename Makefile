@@ -30,7 +30,7 @@ clean:
 
 $(INSTALLED): pyproject.toml constraints.txt
 	python3 -m venv $(VENV)
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt hatchling editables
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt hatchling editables setuptools wheel
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 		--no-build-isolation --editable '.[development]'
 	touch $@

@@ -77,12 +77,31 @@ ENCAPSULATED: Final = frozenset(_CODECS) | {_RLE}
 SUPPORTED: Final = ENCAPSULATED | header.NATIVE
 
 
-def stored_pixels(row: Row, path: Path) -> Pixels:
-    """Decode a film to its stored values.
+def read_value(row: Row, path: Path) -> NDArray[np.uint8]:
+    """Read what a film's pixels are decoded from, in one positioned read where it is not deflated.
 
     Args:
         row: An eligible row of the index.
         path: The film's file.
+
+    Returns:
+        uint8, writable: the value of the pixel data element, of native pixels no more than Rows x Columns of them; the
+        whole file of a PNG or JPEG.
+
+    Raises:
+        Refused: missing_file, unreadable_file, changed_file, truncated or header_too_large.
+    """
+    if row["file_format"] == "dicom" and row["transfer_syntax"] in header.NATIVE:
+        return _value(row, path, row["rows"] * row["columns"] * bytes_per_pixel(row))
+    return _value(row, path, row["pixel_data_length"])
+
+
+def decode(row: Row, value: NDArray[np.uint8]) -> Pixels:
+    """Decode what `read_value` read to the stored values.
+
+    Args:
+        row: The row it was read for.
+        value: uint8; native pixels are returned as a view of it.
 
     Returns:
         uint8 or uint16 of shape (rows, columns): stored words, with whatever bits lie above bits_stored, two's
@@ -90,16 +109,15 @@ def stored_pixels(row: Row, path: Path) -> Pixels:
         as their EXIF orientation says.
 
     Raises:
-        Refused: missing_file, unreadable_file, changed_file, truncated, decode_failed or shape_mismatch.
+        Refused: truncated, decode_failed or shape_mismatch.
     """
     expected = (row["rows"], row["columns"])
     if row["file_format"] != "dicom":
-        _value(row, path, 1)  # is it the file that was indexed?
-        pixels, allowed = pictures.pixels(path), [expected, expected[::-1]]
+        pixels, allowed = pictures.pixels(value), [expected, expected[::-1]]
     elif row["transfer_syntax"] in header.NATIVE:
-        pixels, allowed = _native(row, path), [expected]
+        pixels, allowed = _native(row, value), [expected]
     else:
-        pixels, allowed = _encapsulated(row, path), [expected]
+        pixels, allowed = _encapsulated(row, value), [expected]
     if pixels.shape not in allowed:
         raise Refused("shape_mismatch", f"decoded {_shape(pixels.shape)}, header says {_shape(expected)}")
     return pixels
@@ -122,16 +140,14 @@ def bytes_per_pixel(row: Row) -> int:
     return int(row["bits_allocated"]) // 8
 
 
-def _native(row: Row, path: Path) -> Pixels:
+def _native(row: Row, value: NDArray[np.uint8]) -> Pixels:
     width = bytes_per_pixel(row)
-    value = _value(row, path, row["rows"] * row["columns"] * width)
     if row["transfer_syntax"] == header.EXPLICIT_BIG and (width == 2 or row["pixel_data_vr"] == "OW"):
         value = value[: value.size // 2 * 2].view(">u2").astype("<u2").view(np.uint8)  # PS3.5 annex D
     return value.view("<u2" if width == 2 else np.uint8).reshape(row["rows"], row["columns"])
 
 
-def _encapsulated(row: Row, path: Path) -> Pixels:
-    value = _value(row, path, row["pixel_data_length"])
+def _encapsulated(row: Row, value: NDArray[np.uint8]) -> Pixels:
     try:
         frame = get_frame(value.tobytes(), 0, number_of_frames=1)
         if row["transfer_syntax"] == _RLE:

@@ -63,7 +63,7 @@ def read_header(path: Path) -> dict[str, Any]:
         }
 
 
-def pixels(path: Path) -> NDArray[np.uint8] | NDArray[np.uint16]:
+def pixels(content: NDArray[np.uint8]) -> NDArray[np.uint8] | NDArray[np.uint16]:
     """Decode a picture, (rows, columns): grey values, or the luminance (ITU-R 601) of colours; transparency is dropped.
 
     Pictures are turned as their EXIF orientation says.
@@ -72,7 +72,7 @@ def pixels(path: Path) -> NDArray[np.uint8] | NDArray[np.uint16]:
         Refused: decode_failed.
     """
     try:
-        with Image.open(path, formats=_FORMATS) as picture:
+        with Image.open(io.BytesIO(content.data), formats=_FORMATS) as picture:
             upright = ImageOps.exif_transpose(picture)
             if upright.mode.startswith("I"):
                 return np.asarray(upright).astype(np.uint16)

@@ -8,6 +8,7 @@ resized film take their place.
 
 import hashlib
 import json
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -75,11 +76,15 @@ class Radiograph:
             the decoded values, at the top of 16 bits and in displayed polarity. Equal for one film in any lossless
             syntax and for any size of `image`; it differs between films, not for a change between the rows sampled.
         quality: The quality columns of data_schemas/network_outputs.json.
+        decode_seconds: Time from the stored bytes to pixels.
+        resize_seconds: Time from the pixels to the image.
     """
 
     image: Image16
     pixel_sha256: str
     quality: Mapping[str, float]
+    decode_seconds: float
+    resize_seconds: float
 
 
 def read(row: Mapping[str, Any], root: Path, size: int) -> Radiograph:
@@ -93,13 +98,35 @@ def read(row: Mapping[str, Any], root: Path, size: int) -> Radiograph:
     Raises:
         Refused: any reason of step score in data_schemas/refusals.json but non_finite_output.
     """
-    film = displayed(row, root)
+    return develop(row, fetch(row, root), size)
+
+
+def fetch(row: Mapping[str, Any], root: Path) -> NDArray[np.uint8]:
+    """Read all that an image is made from; opens the file, decodes nothing.
+
+    Raises:
+        Refused: as `codecs.read_value`, or outside_root.
+    """
+    return codecs.read_value(row, path_of(root, row["uri"]))
+
+
+def develop(row: Mapping[str, Any], value: NDArray[np.uint8], size: int) -> Radiograph:
+    """Make the image of one film from what `fetch` read; opens no file.
+
+    Raises:
+        Refused: truncated, decode_failed, shape_mismatch or no_contrast.
+    """
+    started = time.perf_counter()
+    stored = codecs.decode(row, value)
+    decoded = time.perf_counter()
+    film = _displayed_values(row, stored)
     small = _resized(film, size)
     normalised = _normalised(small)
     image = np.full((size, size), PREPROCESSING.padding, np.uint16)
     top, left = (size - small.shape[0]) // 2, (size - small.shape[1]) // 2
     image[top : top + small.shape[0], left : left + small.shape[1]] = normalised
-    return Radiograph(image, _pixel_sha256(film), _quality(film, small, normalised))
+    quality, sha256 = _quality(film, small, normalised), _pixel_sha256(film)
+    return Radiograph(image, sha256, quality, decoded - started, time.perf_counter() - decoded)
 
 
 def read_many(
@@ -151,9 +178,12 @@ def displayed(row: Mapping[str, Any], root: Path) -> Image16:
         uint16 of shape (rows, columns).
 
     Raises:
-        Refused: as `codecs.stored_pixels`, or outside_root.
+        Refused: as `fetch` and `codecs.decode`.
     """
-    stored = codecs.stored_pixels(row, path_of(root, row["uri"]))
+    return _displayed_values(row, codecs.decode(row, fetch(row, root)))
+
+
+def _displayed_values(row: Mapping[str, Any], stored: codecs.Pixels) -> Image16:
     bits, high_bit = int(row["bits_stored"]), int(row["high_bit"])
     film: Image16 = stored if stored.dtype == np.uint16 else stored.astype(np.uint16)  # type: ignore[assignment]
     if not film.flags.writeable:

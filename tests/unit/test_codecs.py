@@ -43,7 +43,7 @@ def index_of(folder: Path) -> pl.DataFrame:
 
 def decoded(path: Path) -> np.ndarray:
     row = index_of(path.parent).filter(pl.col("uri") == path.name).row(0, named=True)
-    return codecs.stored_pixels(row, path)
+    return codecs.decode(row, codecs.read_value(row, path))
 
 
 def refusal(path: Path) -> str:
@@ -116,10 +116,10 @@ def test_a_file_that_changed_since_it_was_indexed_is_refused(tmp_path):
     row = index_of(tmp_path).row(0, named=True)
     path.write_bytes(path.read_bytes() + b"\0\0")
     with pytest.raises(Refused, match="changed_file"):
-        codecs.stored_pixels(row, path)
+        codecs.decode(row, codecs.read_value(row, path))
     path.unlink()
     with pytest.raises(Refused, match="missing_file"):
-        codecs.stored_pixels(row, path)
+        codecs.decode(row, codecs.read_value(row, path))
 
 
 def test_a_high_throughput_stream_is_not_decoded_under_another_name(tmp_path):
@@ -146,7 +146,7 @@ def test_real_films_equal_what_the_manifests_decoders_found():
     rows, _ = read_headers(found, REALDATA, "archive", listing, rules, 1, lambda n: None)
     for row in rows.filter("eligible").iter_rows(named=True):
         name = unquote(row["uri"])
-        values = codecs.stored_pixels(row, path_of(REALDATA, row["uri"])).astype(np.int64)
+        values = codecs.decode(row, codecs.read_value(row, path_of(REALDATA, row["uri"]))).astype(np.int64)
         bits = row["bits_stored"]
         values &= (1 << bits) - 1
         if row["pixel_representation"] == 1:
