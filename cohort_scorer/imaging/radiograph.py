@@ -78,6 +78,7 @@ class Radiograph:
         quality: The quality columns of data_schemas/network_outputs.json.
         decode_seconds: Time from the stored bytes to pixels.
         resize_seconds: Time from the pixels to the image.
+        read_seconds: Time from the file to the stored bytes; 0 where somebody else read them.
     """
 
     image: Image16
@@ -85,6 +86,7 @@ class Radiograph:
     quality: Mapping[str, float]
     decode_seconds: float
     resize_seconds: float
+    read_seconds: float = 0.0
 
 
 def read(row: Mapping[str, Any], root: Path, size: int) -> Radiograph:
@@ -165,6 +167,20 @@ def _outcome(row: Mapping[str, Any], roots: Mapping[str, Path], size: int) -> Ra
         return read(row, roots[row["root"]], size)
     except Refused as refused:
         return refused.with_traceback(None)
+
+
+def fingerprint(row: Mapping[str, Any], value: NDArray[np.uint8]) -> str:
+    """Hash all that a film shows: hex SHA-256 of Rows, Columns and its displayed values.
+
+    Args:
+        row: A decodable row of the index.
+        value: What `fetch` read.
+
+    Raises:
+        Refused: as `codecs.decode`.
+    """
+    film = _displayed_values(row, codecs.decode(row, value))
+    return hashlib.sha256(f"{film.shape}".encode() + film.tobytes()).hexdigest()
 
 
 def displayed(row: Mapping[str, Any], root: Path) -> Image16:
