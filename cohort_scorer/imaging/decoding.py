@@ -17,13 +17,13 @@ import resource
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import cv2
 import numpy as np
@@ -33,9 +33,6 @@ from cohort_scorer.imaging import codecs, radiograph
 from cohort_scorer.imaging.files import path_of
 from cohort_scorer.imaging.radiograph import Radiograph
 from cohort_scorer.imaging.refusal import Refused
-
-if TYPE_CHECKING:
-    import polars as pl
 
 LIMIT_SECONDS: Final = 60.0
 """Of wall time for one film, from its bytes to its image."""
@@ -51,12 +48,12 @@ _Task = tuple[int, _Row]
 
 
 def radiographs(
-    rows: "pl.DataFrame", roots: Mapping[str, Path], size: int, workers: int
+    rows: Iterable[_Row], roots: Mapping[str, Path], size: int, workers: int
 ) -> Iterator[tuple[int, Radiograph | Refused]]:
     """Make the image of every film.
 
     Args:
-        rows: Eligible rows of the index.
+        rows: Eligible rows of the index; taken one by one, as children are free.
         roots: Folder by the name in the column `root`.
         size: Side of the images in pixels.
         workers: Children that decode side by side.
@@ -72,7 +69,7 @@ def radiographs(
         yield number, found if isinstance(found, Refused) else Radiograph(**found)
 
 
-def fingerprints(rows: "pl.DataFrame", roots: Mapping[str, Path], workers: int) -> Iterator[tuple[int, str | Refused]]:
+def fingerprints(rows: Iterable[_Row], roots: Mapping[str, Path], workers: int) -> Iterator[tuple[int, str | Refused]]:
     """As `radiographs`, but hash the displayed values: hex SHA-256 of Rows, Columns and every pixel."""
     for number, found in _Crew(roots, None, workers).work(rows):
         yield number, found if isinstance(found, Refused) else found["pixel_sha256"]
@@ -106,14 +103,14 @@ class _Crew:
         n_slots = workers * (_FILMS_PER_CHILD + 1)  # one more for a child that has but one film
         side = size or 1
         self._memory: Any = _processes().RawArray(ctypes.c_uint16, n_slots * side * side)
-        self._images = np.frombuffer(self._memory, np.uint16).reshape(n_slots, side, side)
+        self._images = np.ctypeslib.as_array(self._memory).reshape(n_slots, side, side)
         self._free = list(range(n_slots))
         self._children: list[_Child] = []
         self._again: deque[_Task] = deque()
         self._suspects: deque[_Task] = deque()
 
-    def work(self, rows: "pl.DataFrame") -> Iterator[tuple[int, Refused | dict[str, Any]]]:
-        tasks = enumerate(rows.iter_rows(named=True))
+    def work(self, rows: Iterable[_Row]) -> Iterator[tuple[int, Refused | dict[str, Any]]]:
+        tasks = enumerate(rows)
         try:
             while self._give(tasks):
                 heard = wait([child.connection for child in self._children])
@@ -226,7 +223,7 @@ def _serve(
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # decoders complain there
     cv2.setNumThreads(1)  # the films are the parallel dimension
-    images = np.frombuffer(memory, np.uint16).reshape(-1, size or 1, size or 1)
+    images = np.ctypeslib.as_array(memory).reshape(-1, size or 1, size or 1)
     _tell(connection, {})
     waiting: deque[tuple[int, _Row]] = deque()
     while True:
