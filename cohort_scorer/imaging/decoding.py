@@ -38,7 +38,7 @@ LIMIT_SECONDS: Final = 60.0
 """Of wall time for one film, from its bytes to its image."""
 
 LIMIT_BYTES: Final = 768 * 2**20
-"""Private memory of one child; with the pages of libraries and the shared images it stays below 1 GiB."""
+"""Of memory that a film may take in a child; with what the child holds before it stays below 1 GiB."""
 
 _FILMS_PER_CHILD: Final = 4  # one is decoded, the others are read ahead by the kernel
 _ENDED: Final = 0  # exit code of a child whose parent closed the connection
@@ -219,7 +219,8 @@ def _serve(
     """Be a child: answer films in the order they come, until the parent closes the connection or dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends its children
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes))
+    held = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_DATA, (held + limit_bytes, held + limit_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # decoders complain there
     cv2.setNumThreads(1)  # the films are the parallel dimension
