@@ -17,7 +17,7 @@ import resource
 import signal
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
@@ -41,6 +41,7 @@ LIMIT_BYTES: Final = 768 * 2**20
 """Of memory that a film may take in a child; with what the child holds before it stays below 1 GiB."""
 
 _FILMS_PER_CHILD: Final = 4  # one is decoded, the others are read ahead by the kernel
+_MOST_STILLBORN: Final = 5  # in a row: one may be killed by chance before it is ready
 _ENDED: Final = 0  # exit code of a child whose parent closed the connection
 
 _Row = dict[str, Any]
@@ -49,7 +50,7 @@ _Task = tuple[int, _Row]
 
 def radiographs(
     rows: Iterable[_Row], roots: Mapping[str, Path], size: int, workers: int
-) -> Iterator[tuple[int, Radiograph | Refused]]:
+) -> Generator[tuple[int, Radiograph | Refused]]:
     """Make the image of every film.
 
     Args:
@@ -108,6 +109,7 @@ class _Crew:
         self._children: list[_Child] = []
         self._again: deque[_Task] = deque()
         self._suspects: deque[_Task] = deque()
+        self._n_stillborn = 0
 
     def work(self, rows: Iterable[_Row]) -> Iterator[tuple[int, Refused | dict[str, Any]]]:
         tasks = enumerate(rows)
@@ -168,7 +170,7 @@ class _Crew:
             yield from self._bury(child)
             return
         if not child.is_ready:
-            child.is_ready = True
+            child.is_ready, self._n_stillborn = True, 0
             return
         (number, _), slot = child.tasks.popleft()
         image = self._images[slot].copy()
@@ -180,19 +182,22 @@ class _Crew:
     def _bury(self, child: _Child) -> Iterator[tuple[int, Refused]]:
         """The oldest film of a dead child is what killed it, or looks as if; the others had not begun."""
         self._dismiss(child)
-        if not child.is_ready:
-            raise MachineError(
-                "A process that decodes radiographs could not be started.",
-                f"Expected memory and processes for {self._workers} of them; it ended with {child.process.exitcode}.",
-                "Run the same command again with fewer --workers, or on a machine with more memory.",
-            )
         tasks = [task for task, _ in child.tasks]
         self._free += [slot for _, slot in child.tasks]
-        if child.is_alone:
+        if not child.is_ready:
+            self._n_stillborn += 1
+            (self._suspects if child.is_alone else self._again).extend(tasks)
+        elif child.is_alone:
             yield tasks[0][0], _stopped(child.process.exitcode)
-            return
-        self._suspects.extend(tasks[:1])
-        self._again.extend(tasks[1:])
+        else:
+            self._suspects.extend(tasks[:1])
+            self._again.extend(tasks[1:])
+        if self._n_stillborn > _MOST_STILLBORN:
+            raise MachineError(
+                f"Processes that decode radiographs could not be started: {self._n_stillborn} in a row.",
+                f"Expected memory and processes for {self._workers}; the last ended with {child.process.exitcode}.",
+                "Run the same command again with fewer --workers, or on a machine with more memory.",
+            )
 
     def _dismiss(self, child: _Child) -> None:
         self._children.remove(child)

@@ -1,17 +1,16 @@
-"""Index rows x networks -> raw network outputs, shard by shard. Knows no patient, no category and no file but films.
+"""Images x networks -> raw network outputs, shard by shard. Knows no patient, no category and no file.
 
-Children decode while the networks run, every network runs on one decode, and every batch has one shape (the last is
-padded), so that a film's outputs depend on neither its neighbours nor on how the rows are cut or in which order films
-are done. Batches run across shards; a shard is handed on when its last film is done.
+Films are decoded elsewhere while the networks run, every network runs on one decode, and every batch has one shape (the
+last is padded), so that a film's outputs depend neither on its neighbours nor on how the rows are cut or in which order
+films are done. Batches run across shards; a shard is handed on when its last film is done.
 """
 
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -21,7 +20,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 from cohort_scorer import schemas
-from cohort_scorer.imaging import decoding
 from cohort_scorer.imaging import networks as networks_module
 from cohort_scorer.imaging.familiarity import Familiarity
 from cohort_scorer.imaging.radiograph import Radiograph
@@ -84,7 +82,7 @@ def batch_size_for(device: torch.device, size: int) -> int:
 
 def score(
     rows: pl.DataFrame,
-    roots: Mapping[str, Path],
+    films: Generator[tuple[int, Radiograph | Refused]],
     model: Model,
     batch_size: int,
     device: torch.device,
@@ -95,22 +93,20 @@ def score(
 
     Args:
         rows: Eligible index rows, with their shard.
-        roots: Folder by the name in the column `root`.
+        films: Row number and what became of the row, each row once, in any order (`decoding.radiographs`); closed when
+            it is done with.
         model: The networks; they are moved to the device and put into evaluation mode.
         batch_size: Images per forward pass.
         device: Where the networks run, in float32.
-        workers: Children that decode; on a CPU, also batches side by side.
+        workers: On a CPU, batches side by side.
         advance: Called with the number of rows done since the last call.
 
     Yields:
         Each shard when it is done.
-
-    Raises:
-        MachineError: as `decoding.radiographs`.
     """
     collector = _Collector(rows, model)
-    with _Forwards(model, batch_size, device, workers) as forwards:
-        for number, film in decoding.radiographs(collector.rows(), roots, model.size, workers):
+    with closing(films), _Forwards(model, batch_size, device, workers) as forwards:
+        for number, film in films:
             if isinstance(film, Refused):
                 collector.refuse(number, film)
                 advance(1)
@@ -205,40 +201,35 @@ class _Collector:
     """Puts what comes back in any order together, shard by shard."""
 
     def __init__(self, rows: pl.DataFrame, model: Model) -> None:
-        self._every, self._model = rows, model
+        self._rows, self._model = rows.select(*_PLACE, "shard"), model
         self._left = dict(rows.group_by("shard").len().iter_rows())
-        self._places: dict[int, tuple[str, _Record]] = {}
         self._outputs: defaultdict[str, dict[int, _Record]] = defaultdict(dict)
         self._refusals: defaultdict[str, dict[int, _Record]] = defaultdict(dict)
         self._seconds: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._whole: list[str] = []
 
-    def rows(self) -> Iterator[_Record]:
-        """All rows, one by one; what is known of a row is kept only while it is under way."""
-        for number, row in enumerate(self._every.iter_rows(named=True)):
-            self._places[number] = row["shard"], {name: row[name] for name in _PLACE}
-            yield row
-
     def refuse(self, number: int, refused: Refused) -> None:
         """Note a film that became no image, or to which a network gave no number."""
-        shard, place = self._places.pop(number)
-        del place["image_id"]
+        row = self._rows.row(number, named=True)
+        shard = row.pop("shard")
+        del row["image_id"]
         what = {"step": "score", "reason": refused.reason, "detail": refused.detail, "radiograph": True}
-        self._refusals[shard][number] = place | what
+        self._refusals[shard][number] = row | what
         self._count(shard)
 
     def keep(self, films: _Films, outputs: _Outputs) -> int:
         """Note what a batch gave; returns how many films it had."""
         logits, features, seconds = outputs
         for place, (number, film) in enumerate(films):
-            shard = self._places[number][0]
+            row = self._rows.row(number, named=True)
+            shard = row.pop("shard")
             spent = (film.read_seconds, film.decode_seconds, film.resize_seconds, seconds / len(films))
             self._seconds[shard].update(dict(zip(STAGES, spent, strict=True)))
             if not np.isfinite(logits[place]).all():
                 self.refuse(number, Refused("non_finite_output", "a network gave no finite number"))
                 continue
             self._outputs[shard][number] = (
-                self._places.pop(number)[1]
+                row
                 | {"pixel_sha256": film.pixel_sha256}
                 | dict(film.quality)
                 | self._distance(None if features is None else features[place])

@@ -61,11 +61,16 @@ def run(rows: pl.DataFrame, folder: Path, device: str) -> tuple[pl.Series, float
     place = networks.choose_device(device)
     size = scoring.batch_size_for(place, SIZE)
     workers = os.cpu_count() or 1
-    list(scoring.score(rows.head(size), {"root": folder}, model, size, place, workers, lambda _: None))
+
+    def scored(some: pl.DataFrame) -> pl.DataFrame:
+        films = decoding.radiographs(some.iter_rows(named=True), {"root": folder}, SIZE, workers)
+        parts = list(scoring.score(some, films, model, size, place, workers, lambda _: None))
+        return pl.concat(part.outputs for part in parts)
+
+    scored(rows.head(size))
     started = time.perf_counter()
-    parts = list(scoring.score(rows, {"root": folder}, model, size, place, workers, lambda _: None))
-    elapsed = time.perf_counter() - started
-    return pl.concat(part.outputs for part in parts)["logit_gt0"], len(rows) / elapsed
+    outputs = scored(rows)
+    return outputs["logit_gt0"], len(rows) / (time.perf_counter() - started)
 
 
 def test_films_per_second_by_transfer_syntax(tmp_path: Path) -> None:

@@ -96,7 +96,8 @@ def score(rows: pl.DataFrame, folder: Path, network: nn.Module, size: int) -> fl
     model = scoring.Model({"gt0": network}, size)
     started = time.perf_counter()
     batch_size = scoring.batch_size_for(CPU, size)
-    parts = list(scoring.score(rows, {"root": folder}, model, batch_size, CPU, CORES, lambda _: None))
+    films = decoding.radiographs(rows.iter_rows(named=True), {"root": folder}, size, CORES)
+    parts = list(scoring.score(rows, films, model, batch_size, CPU, CORES, lambda _: None))
     assert sum(len(part.outputs) for part in parts) == len(rows)
     return time.perf_counter() - started
 

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 import torch
 
-from cohort_scorer.imaging import index, networks, scoring
+from cohort_scorer.imaging import decoding, index, networks, scoring
 from cohort_scorer.simulation.study import write_study
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
@@ -26,7 +26,8 @@ def logits(archive: tuple[Path, pl.DataFrame], name: str, batch_size: int, worke
     root, rows = archive
     model = scoring.Model({"net": networks.build("resnet-small", seed=5, size=96)}, 96)
     device = networks.choose_device(name)
-    parts = list(scoring.score(rows, {"archive": root}, model, batch_size, device, workers, lambda _: None))
+    films = decoding.radiographs(rows.iter_rows(named=True), {"archive": root}, 96, workers)
+    parts = list(scoring.score(rows, films, model, batch_size, device, workers, lambda _: None))
     assert all(part.refusals.is_empty() for part in parts)
     return pl.concat(part.outputs for part in parts)["logit_net"].to_numpy()
 

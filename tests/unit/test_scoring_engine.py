@@ -13,6 +13,7 @@ from torch import nn
 
 from cohort_scorer import schemas
 from cohort_scorer.imaging import familiarity
+from cohort_scorer.imaging.decoding import radiographs
 from cohort_scorer.imaging.scoring import STAGES, Model, score
 
 CPU = torch.device("cpu")
@@ -59,7 +60,8 @@ def scored(archive, rows=None, batch_size=4, workers=2, networks=None, familiar=
     model = Model(networks or {"gt0": Tiny(1), "ge100": Tiny(2)}, 48, familiar, "gt0")
     done = []
     rows = every if rows is None else rows
-    parts = list(score(rows, {"archive": folder}, model, batch_size, CPU, workers, done.append))
+    films = radiographs(rows.iter_rows(named=True), {"archive": folder}, 48, workers)
+    parts = list(score(rows, films, model, batch_size, CPU, workers, done.append))
     assert sorted(part.shard for part in parts) == rows["shard"].unique().sort().to_list()
     for part in parts:
         wanted = rows.filter(pl.col("shard") == part.shard)["uri"].to_list()
@@ -121,8 +123,8 @@ def test_a_network_that_gives_no_number_scores_nobody(archive):
 
 
 def test_no_rows_give_no_shard(archive):
-    folder, rows = archive
-    assert not list(score(rows.head(0), {"archive": folder}, Model({"gt0": Tiny(1)}, 48), 4, CPU, 1, print))
+    films = radiographs([], {"archive": archive[0]}, 48, 1)
+    assert not list(score(archive[1].head(0), films, Model({"gt0": Tiny(1)}, 48), 4, CPU, 1, print))
 
 
 def test_a_film_unlike_the_training_films_is_told_by_its_distance(archive):
