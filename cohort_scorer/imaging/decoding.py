@@ -191,8 +191,9 @@ class _Crew:
             (self._suspects if child.is_alone else self._again).extend(tasks)
         elif child.is_alone:
             number = tasks[0][0]
-            self._n_killed[number] += child.process.exitcode == -signal.SIGKILL
-            if 0 < self._n_killed[number] < _MOST_KILLED:
+            from_outside = child.process.exitcode == -signal.SIGKILL
+            self._n_killed[number] += from_outside
+            if from_outside and self._n_killed[number] < _MOST_KILLED:
                 self._suspects.append(tasks[0])
             else:
                 yield number, _stopped(child.process.exitcode)
