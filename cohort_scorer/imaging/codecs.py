@@ -49,6 +49,8 @@ ISOLATED: Final = frozenset(
 )
 """Syntaxes whose decoder hangs or dies on some broken streams: decode them in a process that may be lost."""
 
+# What these decode to may overshoot bits_stored where their samples have more bits.
+_LOSSY = frozenset(f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 81, 91, 203))
 _FILMS_PER_STREAM = 4  # a stream of so many times its pixels' bytes is no compression
 _LEAST_BYTES_READ = 2**24
 _BLOCK = 2**20
@@ -164,21 +166,22 @@ def _run_lengths(row: Row, frame: bytearray) -> Pixels:
 
 
 def _words(row: Row, stream: Stream, pixels: NDArray[Any]) -> Pixels:
-    """Make stored words of decoded samples.
-
-    Where a stream does not know what the header knows of the sign, the stream's highest bit is it, as in pydicom.
-    """
+    """Make stored words of decoded samples: as wide as allocated, two's complement where the header says signed."""
     if pixels.dtype.kind not in "ui" or pixels.dtype.itemsize > 2:
         raise Refused("decode_failed", f"decoded to {pixels.dtype}")
-    if row["bits_allocated"] == 8:
-        return pixels.view(np.uint8)
-    words = pixels.astype(np.int16 if pixels.dtype.kind == "i" else np.uint16, copy=False)
+    width = bytes_per_pixel(row)
+    words = pixels.astype(f"{pixels.dtype.kind}{width}", copy=False)
     is_signed = row["pixel_representation"] == 1
-    if stream.signed not in (None, is_signed) and stream.bits < row["bits_stored"]:
-        words = words.view(np.int16 if is_signed else np.uint16)
-        words <<= 16 - stream.bits
-        words >>= 16 - stream.bits
-    return words.view(np.uint16)
+    if stream.signed not in (None, is_signed):
+        words = words.view(f"{'i' if is_signed else 'u'}{width}")
+        if stream.bits < row["bits_stored"]:  # as in pydicom, the sign is the highest bit that the stream has
+            words <<= 8 * width - stream.bits
+            words >>= 8 * width - stream.bits
+    if row["transfer_syntax"] in _LOSSY and stream.bits > row["bits_stored"]:
+        # Beyond white lies more white, not black: the bits above bits_stored are no pixel's.
+        bits = row["bits_stored"] - (words.dtype.kind == "i")
+        np.clip(words, -(1 << bits) if words.dtype.kind == "i" else 0, (1 << bits) - 1, out=words)
+    return words.view(f"u{width}")
 
 
 @contextmanager
