@@ -99,7 +99,7 @@ def decode(row: Row, value: NDArray[np.uint8]) -> Pixels:
     """
     expected = (row["rows"], row["columns"])
     if row["file_format"] != "dicom":
-        pixels, allowed = pictures.pixels(value), [expected, expected[::-1]]
+        pixels, allowed = pictures.pixels(value, *expected), [expected, expected[::-1]]
     elif row["transfer_syntax"] in header.NATIVE:
         pixels, allowed = _native(row, value), [expected]
     else:
@@ -177,10 +177,9 @@ def _words(row: Row, stream: Stream, pixels: NDArray[Any]) -> Pixels:
         if stream.bits < row["bits_stored"]:  # as in pydicom, the sign is the highest bit that the stream has
             words <<= 8 * width - stream.bits
             words >>= 8 * width - stream.bits
-    if row["transfer_syntax"] in _LOSSY and stream.bits > row["bits_stored"]:
-        # Beyond white lies more white, not black: the bits above bits_stored are no pixel's.
-        bits = row["bits_stored"] - (words.dtype.kind == "i")
-        np.clip(words, -(1 << bits) if words.dtype.kind == "i" else 0, (1 << bits) - 1, out=words)
+    if row["transfer_syntax"] in _LOSSY and stream.bits > row["bits_stored"] and bool(stream.signed) == is_signed:
+        white = (1 << (row["bits_stored"] - is_signed)) - 1  # beyond it lies more white, not black
+        np.clip(words, -white - 1 if is_signed else 0, white, out=words)
     return words.view(f"u{width}")
 
 

@@ -49,7 +49,11 @@ def decode(frame: bytearray, must_fit: Callable[[Stream], None]) -> tuple[Stream
 
 
 def decode_ls(frame: bytearray, must_fit: Callable[[Stream], None]) -> tuple[Stream, NDArray[Any]]:
-    """Decode a JPEG-LS stream, as `decode` does JPEG; its decoder itself reports data that end early."""
+    """Decode a JPEG-LS stream, as `decode` does JPEG.
+
+    CharLS itself reports data that end early, but where one byte is missing before the end marker: the pixels of that
+    byte, the film's last, are then decoded from zeros.
+    """
     stream, _ = _walked(frame, signed=False)
     must_fit(stream)
     return stream, np.asarray(imagecodecs.jpegls_decode(stream.content))

@@ -48,26 +48,24 @@ def decode(frame: bytearray, must_fit: Callable[[Stream], None]) -> tuple[Stream
     Raises:
         Refused: truncated, decode_failed, shape_mismatch, or what `must_fit` raises.
     """
-    return _decode(frame, must_fit, False, _ordinary)
+    stream, is_open_ended = _walked(frame, high_throughput=False)
+    must_fit(stream)
+    pixels = _ordinary(stream.content)
+    if is_open_ended and not ignores_filler(_ordinary, stream.content, pixels):
+        raise Refused("truncated", "the stream ends before its last packet")
+    return stream, pixels
 
 
 def decode_high_throughput(frame: bytearray, must_fit: Callable[[Stream], None]) -> tuple[Stream, NDArray[Any]]:
-    """Decode a high-throughput stream, as `decode` does ordinary ones. It may never return, or end the process."""
-    return _decode(frame, must_fit, True, _high_throughput)
+    """Decode a high-throughput stream, as `decode` does ordinary ones. It may never return, or end the process.
 
-
-def _decode(
-    frame: bytearray,
-    must_fit: Callable[[Stream], None],
-    high_throughput: bool,
-    decoder: Callable[[bytearray], NDArray[Any]],
-) -> tuple[Stream, NDArray[Any]]:
-    stream, is_open_ended = _walked(frame, high_throughput)
+    OpenJPH makes an image of any cut stream whose last tile-part does not tell its length: these are not decoded.
+    """
+    stream, is_open_ended = _walked(frame, high_throughput=True)
     must_fit(stream)
-    pixels = decoder(stream.content)
-    if is_open_ended and not ignores_filler(decoder, stream.content, pixels):
-        raise Refused("truncated", "the stream ends before its last packet")
-    return stream, pixels
+    if is_open_ended:
+        raise Refused("truncated", "nothing tells where the last tile-part ends")
+    return stream, _high_throughput(stream.content)
 
 
 def _ordinary(content: bytearray) -> NDArray[Any]:
@@ -81,7 +79,7 @@ def _high_throughput(content: bytearray) -> NDArray[Any]:
     with _one_at_a_time:
         others = sys.unraisablehook
 
-        def note(unraisable: sys.UnraisableHookArgs) -> None:
+        def note(unraisable: "sys.UnraisableHookArgs") -> None:
             if threading.get_ident() == thread:
                 dropped.append(unraisable.exc_type.__name__)
             else:
@@ -115,7 +113,7 @@ def _walked(frame: bytearray, high_throughput: bool) -> tuple[Stream, bool]:
         n_parts[tile] = n_parts.get(tile, 0) + 1
         n_declared[tile] = declared or n_declared.get(tile, 0)
         position = position + length if length else frame.find(_END_OF_CODESTREAM, data)
-        if position < data:
+        if not data <= position <= len(frame) - 2:
             raise Refused("truncated", "a tile-part without its end")
     if frame[position : position + 2] != _END_OF_CODESTREAM:
         raise Refused("truncated", "the tile-parts do not reach to an end marker")

@@ -1,5 +1,6 @@
 """Writes small real DICOM files for tests, in every transfer syntax that the package reads."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,17 @@ def film(rows: int = 60, columns: int = 50, bits: int = 12, seed: int = 0) -> np
     return ((blob * 0.85 + noise) * (2**bits - 1)).astype(np.uint16 if bits > 8 else np.uint8)
 
 
+def signed_film(rows: int = 60, columns: int = 50, bits: int = 12) -> np.ndarray:
+    return (film(rows, columns, bits).astype(np.int32) - 2 ** (bits - 1)).astype(np.int16 if bits > 8 else np.int8)
+
+
+def integers(row: Mapping[str, Any], words: np.ndarray) -> np.ndarray:
+    """What stored words stand for: their lowest bits_stored bits, with the header's sign."""
+    values, bits = words.astype(np.int64), row["bits_stored"]
+    values &= (1 << bits) - 1
+    return values - ((values >> (bits - 1)) << bits) if row["pixel_representation"] == 1 else values
+
+
 def stream(pixels: np.ndarray, syntax: str, bits: int) -> bytes:
     """Encode pixels (rows, columns); JPEG and JPEG-LS have no sign, and store the low bits."""
     if syntax in HIGH_THROUGHPUT:
@@ -49,7 +61,7 @@ def stream(pixels: np.ndarray, syntax: str, bits: int) -> bytes:
     if syntax == RLE:
         return _run_lengths(pixels)
     if syntax not in (JPEG_2000, JPEG_2000_LOSSLESS):
-        pixels = (pixels & (2**bits - 1)).astype(f"u{pixels.itemsize}")
+        pixels = pixels.view(f"u{pixels.itemsize}") & (2**bits - 1)
     if syntax in (BASELINE, EXTENDED):
         return imagecodecs.jpeg8_encode(pixels, level=98, bitspersample=bits)
     if syntax in (LOSSLESS, LOSSLESS_SV1):

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 import pydicom
 import pytest
-from films import BASELINE, EXTENDED
+from films import BASELINE, EXTENDED, integers
 from pydicom.encaps import get_frame
 from pydicom.pixels import pixel_array
 
@@ -40,12 +40,7 @@ def indexed(folder: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 
 def stored_integers(row: dict, path: Path) -> np.ndarray:
-    values = codecs.decode(row, codecs.read_value(row, path)).astype(np.int64)
-    bits = row["bits_stored"]
-    values &= (1 << bits) - 1
-    if row["pixel_representation"] == 1:
-        values -= (values >> (bits - 1)) << bits
-    return values
+    return integers(row, codecs.decode(row, codecs.read_value(row, path)))
 
 
 def by_pydicom(path: Path) -> np.ndarray | None:
