@@ -5,9 +5,10 @@ import warnings
 from pathlib import Path
 from typing import Any, Final
 
+import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from cohort_scorer.imaging import header
 from cohort_scorer.imaging.encapsulated import ignores_filler
@@ -17,6 +18,7 @@ MAXIMUM_FILE_BYTES: Final = 256 * 2**20
 
 _FORMATS = ("PNG", "JPEG")
 _END_OF_JPEG = b"\xff\xd9"
+_KEYWORDS_OF_ORIENTATION = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")  # chunks of PNG
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -72,43 +74,65 @@ def read_header(path: Path) -> dict[str, Any]:
         }
 
 
-def pixels(content: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.uint8] | NDArray[np.uint16]:
+def pixels(content: NDArray[np.uint8], rows: int, columns: int, bits: int) -> NDArray[np.uint8] | NDArray[np.uint16]:
     """Decode a picture: grey values, or the luminance (ITU-R 601) of colours; transparency is dropped.
 
     Args:
         content: uint8, the file.
         rows: As its header says; a file that says otherwise is not decoded.
         columns: As its header says.
+        bits: 8 or 16, as `read_header` says.
 
     Returns:
-        uint8 or uint16 of shape (rows, columns), turned as the EXIF orientation says.
+        uint8 or uint16 by `bits`, of shape (rows, columns), turned as the EXIF orientation says.
 
     Raises:
         Refused: truncated, decode_failed or shape_mismatch.
     """
     try:
-        found = _decoded(content.data, (columns, rows))
-        stream = bytearray(content)
-        if stream.startswith(b"\xff\xd8"):
-            del stream[stream.rfind(_END_OF_JPEG) + 2 :]
-            if not ignores_filler(lambda filled: _decoded(filled, (columns, rows)), stream, found):
-                raise Refused("truncated", "the stream ends before its last pixel")
-        return found
+        with Image.open(io.BytesIO(content.data), formats=_FORMATS) as picture:
+            if picture.size != (columns, rows):
+                raise Refused("shape_mismatch", f"{picture.height} x {picture.width}, header says {rows} x {columns}")
+            grey = _png(content.tobytes(), picture) if picture.format == "PNG" else _jpeg(bytearray(content), picture)
     except Refused:
         raise
     except Image.DecompressionBombError as error:
         raise Refused("shape_mismatch", "more pixels than the header says") from error
     except Exception as error:
-        # The file is untrusted, and pillow's codecs raise many kinds of exceptions on malformed ones.
+        # The file is untrusted, and codecs raise many kinds of exceptions on malformed ones.
         raise Refused("decode_failed", f"decoder raised {type(error).__name__}") from error
+    if bits == 8 and grey.dtype == np.uint16:  # pillow's header has no 16 bits but of grey alone
+        return (grey >> 8).astype(np.uint8)
+    if grey.dtype.itemsize * 8 != bits:
+        raise Refused("shape_mismatch", f"decoded {grey.dtype}, header says {bits} bits")
+    return grey
 
 
-def _decoded(content: memoryview | bytearray, size: tuple[int, int]) -> NDArray[np.uint8] | NDArray[np.uint16]:
+def _png(content: bytes, picture: Image.Image) -> NDArray[Any]:
+    """Decode with libpng: pillow takes what is missing for black."""
+    samples = np.asarray(imagecodecs.png_decode(content))
+    if samples.ndim == 3 and samples.shape[2] > 2:
+        colours = samples[..., :3] if samples.dtype == np.uint8 else (samples[..., :3] >> 8).astype(np.uint8)
+        samples = np.asarray(Image.fromarray(np.ascontiguousarray(colours)).convert("L"))
+    elif samples.ndim == 3:
+        samples = np.ascontiguousarray(samples[..., 0])
+    if not any(keyword in content for keyword in _KEYWORDS_OF_ORIENTATION):
+        return samples
+    grey = Image.fromarray(samples)
+    grey.getexif()[ExifTags.Base.Orientation] = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    ImageOps.exif_transpose(grey, in_place=True)
+    return np.asarray(grey)
+
+
+def _jpeg(content: bytearray, picture: Image.Image) -> NDArray[Any]:
+    """Decode with libjpeg, twice: it takes what is missing for grey, and pillow does not hear of it."""
+    del content[content.rfind(_END_OF_JPEG) + 2 :]
+    if not ignores_filler(_samples_of_jpeg, content, np.asarray(picture)):
+        raise Refused("truncated", "the stream ends before its last pixel")
+    ImageOps.exif_transpose(picture, in_place=True)
+    return np.asarray(picture.convert("L"))
+
+
+def _samples_of_jpeg(content: bytearray) -> NDArray[Any]:
     with Image.open(io.BytesIO(content), formats=_FORMATS) as picture:
-        if picture.size != size:
-            raise Refused("shape_mismatch", f"{picture.height} x {picture.width}, header says {size[1]} x {size[0]}")
-        ImageOps.exif_transpose(picture, in_place=True)
-        picture.info.pop("transparency", None)
-        if picture.mode.startswith("I"):
-            return np.asarray(picture).astype(np.uint16)
-        return np.array(picture.convert("L"), dtype=np.uint8)
+        return np.asarray(picture)

@@ -49,6 +49,7 @@ from cohort_scorer.imaging.index import Rules, find_files, read_headers
 from cohort_scorer.imaging.refusal import Refused
 
 EVERYTHING = Rules(("CR", "DX", "RG", "CT", "MR", "OT"), ("CHEST", ""), ("PA", "AP"), "include")
+REALDATA = Path(__file__).parents[3] / "shared" / "realdata" / "dicom"
 COMPRESSED_LOSSLESS = (*ENCAPSULATED_LOSSLESS, HTJ2K, HTJ2K_RPCL)
 LOSSY = (BASELINE, EXTENDED, JPEG_LS_NEAR, JPEG_2000, HTJ2K_LOSSY)
 WITH_DIMENSIONS = tuple(syntax for syntax in COMPRESSED_LOSSLESS if syntax != RLE)

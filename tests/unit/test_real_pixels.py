@@ -15,16 +15,17 @@ import polars as pl
 import pydicom
 import pytest
 from films import BASELINE, EXTENDED, integers
+from PIL import Image
 from pydicom.encaps import get_frame
 from pydicom.pixels import pixel_array
+from test_codecs import REALDATA
 
 from cohort_scorer.imaging import codecs
 from cohort_scorer.imaging.files import path_of
 from cohort_scorer.imaging.index import Rules, find_files, read_headers
 from cohort_scorer.imaging.refusal import Refused
 
-REALDATA = Path(__file__).parents[3] / "shared" / "realdata"
-DICOM = REALDATA / "dicom"
+PNG = REALDATA.parent / "png"
 RULES = Rules((), (), ("PA", "AP", "LATERAL", "OTHER"), "include")
 
 pytestmark = pytest.mark.skipif(
@@ -75,9 +76,9 @@ def outcome(row: dict, path: Path) -> str:
 @cache
 def outcomes() -> pl.DataFrame:
     """One row per file: file, transfer_syntax, outcome."""
-    rows, refusals = indexed(DICOM)
+    rows, refusals = indexed(REALDATA)
     found = [
-        (unquote(row["uri"]), row["transfer_syntax"], outcome(row, path_of(DICOM, row["uri"])))
+        (unquote(row["uri"]), row["transfer_syntax"], outcome(row, path_of(REALDATA, row["uri"])))
         for row in rows.iter_rows(named=True)
     ]
     found += [(unquote(uri), "", f"no row: {reason}") for uri, reason in refusals.select("uri", "reason").iter_rows()]
@@ -88,7 +89,7 @@ def test_every_file_has_an_outcome_and_the_table_shows_them():
     table = outcomes().group_by("transfer_syntax", "outcome").len().sort("transfer_syntax", "outcome")
     with pl.Config(tbl_rows=-1, fmt_str_lengths=40):
         print(f"\n{table}")
-    assert outcomes().height == sum(path.is_file() for path in DICOM.rglob("*"))
+    assert outcomes().height == sum(path.is_file() for path in REALDATA.rglob("*"))
 
 
 def test_stored_integers_are_those_of_pydicom_but_for_lossy_jpeg_within_one_grey_level():
@@ -115,32 +116,32 @@ def test_files_not_eligible_are_colour_series_other_depths_or_cut():
     kinds = ("no_pixels", "multi_frame", "not_grayscale", "unsupported_pixels", "truncated")
     assert set(reasons) == {f"not eligible: {kind}" for kind in kinds}
     cut = outcomes().filter(pl.col("outcome") == "not eligible: truncated")["file"]
-    assert [(Path(file).name, by_pydicom(DICOM / file)) for file in cut] == [("MR_truncated.dcm", None)]
+    assert [(Path(file).name, by_pydicom(REALDATA / file)) for file in cut] == [("MR_truncated.dcm", None)]
 
 
 def test_scans_with_a_wrong_last_coefficient_are_what_libjpeg_reads_once_it_is_mended():
-    rows, _ = indexed(DICOM)
+    rows, _ = indexed(REALDATA)
     names = outcomes().filter(pl.col("outcome") == "read, refused by pydicom")["file"]
     for row in rows.filter(pl.col("uri").is_in([quote(name) for name in names])).iter_rows(named=True):
-        path = path_of(DICOM, row["uri"])
+        path = path_of(REALDATA, row["uri"])
         frame = bytearray(get_frame(pydicom.dcmread(path).PixelData, 0, number_of_frames=1))
         frame[frame.index(b"\xff\xda\x00\x08") + 8] = 63  # Se: ISO/IEC 10918-1 table B.3
         theirs = libjpeg.decode(bytes(frame)).clip(0, (1 << row["bits_stored"]) - 1)  # they overshoot by 1 of 1,023
         assert np.abs(stored_integers(row, path) - theirs).max() <= 1
 
 
-def test_pictures_are_what_other_decoders_and_the_luminance_of_their_colours_make_of_them():
-    rows, _ = indexed(REALDATA / "png")
+def test_pictures_are_what_another_decoder_and_the_luminance_of_its_colours_make_of_them():
+    """PNG, which we decode with libpng, by pillow; JPEG, which pillow decodes for us, by libjpeg-turbo's own binding."""
+    rows, _ = indexed(PNG)
     pictures = rows.filter("eligible")
     assert pictures.height >= 40
     for row in pictures.iter_rows(named=True):
-        path = path_of(REALDATA / "png", row["uri"])
-        decoder = imagecodecs.png_decode if row["file_format"] == "png" else imagecodecs.jpeg8_decode
-        theirs = decoder(path.read_bytes()).astype(np.int64)
-        if theirs.ndim == 3 and theirs.shape[2] >= 3:
-            theirs = (theirs[..., :3] @ (19595, 38470, 7471) + 2**15) >> 16  # ITU-R 601
-        elif theirs.ndim == 3:
-            theirs = theirs[..., 0]
-        assert compared(codecs.decode(row, codecs.read_value(row, path)).astype(np.int64), theirs) == "equal", row[
-            "uri"
-        ]
+        path = path_of(PNG, row["uri"])
+        if row["file_format"] == "png":
+            picture = Image.open(path)
+            theirs = np.asarray(picture.convert("RGB") if picture.mode in ("P", "RGBA") else picture).astype(np.int64)
+        else:
+            theirs = imagecodecs.jpeg8_decode(path.read_bytes()).astype(np.int64)
+        if theirs.ndim == 3:
+            theirs = (theirs @ (19595, 38470, 7471) + 2**15) >> 16  # ITU-R 601
+        assert compared(codecs.decode(row, codecs.read_value(row, path)).astype(np.int64), theirs) == "equal"
