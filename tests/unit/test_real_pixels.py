@@ -131,7 +131,7 @@ def test_scans_with_a_wrong_last_coefficient_are_what_libjpeg_reads_once_it_is_m
 
 
 def test_pictures_are_what_another_decoder_and_the_luminance_of_its_colours_make_of_them():
-    """PNG, which we decode with libpng, by pillow; JPEG, which pillow decodes for us, by libjpeg-turbo's own binding."""
+    """PNG, which libpng decodes for us, by pillow; JPEG, which pillow decodes for us, by imagecodecs."""
     rows, _ = indexed(PNG)
     pictures = rows.filter("eligible")
     assert pictures.height >= 40
