@@ -1,21 +1,24 @@
 """Stored pixel values of one film, whatever its transfer syntax. Does not know what the values mean.
 
-A decoder may return fewer pixels than were stored without saying so: streams that lack their end marker, or whose own
-dimensions are not those of the header, are refused before a decoder sees them.
+A decoder may return fewer pixels than were stored without saying so: `jpeg` and `jpeg_2000` walk the markers of a
+stream, compare them with the header, and prove that nothing is missing.
 """
 
 import hashlib
-import struct
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import Any, Final
 
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.encaps import get_frame
 
-from cohort_scorer.imaging import header, pictures
+from cohort_scorer.imaging import header, jpeg, jpeg_2000, pictures
+from cohort_scorer.imaging.encapsulated import Stream, joined_fragments
 from cohort_scorer.imaging.refusal import Refused
 
 Pixels = NDArray[np.uint8] | NDArray[np.uint16]
@@ -23,59 +26,34 @@ Row = Mapping[str, Any]
 
 MAXIMUM_PIXELS: Final = 100_000_000
 
-_END_OF_IMAGE = b"\xff\xd9"
-_TRAILING_BYTES = 64
-_START_OF_CODESTREAM = b"\xff\x4f\xff\x51"  # SOC, SIZ: ISO/IEC 15444-1 A.4.1, A.5.1
-_HIGH_THROUGHPUT = 0x4000  # Rsiz bit 14: extended capabilities, ISO/IEC 15444-15; its decoders hang on broken streams
-# Start of frame, ISO/IEC 10918-1 table B.1 (0xC4, 0xC8 and 0xCC are none) and ISO/IEC 14495-1 (0xF7).
-_STARTS_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}
-
-
-def _decode_jpeg_2000(stream: bytes) -> NDArray[Any]:
-    return np.asarray(imagecodecs.jpeg2k_decode(stream, numthreads=1))
-
-
-def _jpeg_size(stream: bytes) -> tuple[int, int]:
-    """Return (rows, columns) of the first frame header of a JPEG or JPEG-LS stream."""
-    position = 2
-    while position + 9 <= len(stream) and stream[position] == 0xFF:
-        marker = stream[position + 1]
-        if marker in _STARTS_OF_FRAME:
-            rows, columns = struct.unpack_from(">HH", stream, position + 5)
-            return rows, columns
-        if marker == 0xFF:  # fill byte
-            position += 1
-        else:
-            position += 2 + struct.unpack_from(">H", stream, position + 2)[0]
-    raise Refused("decode_failed", "no frame header in the JPEG stream")
-
-
-def _jpeg_2000_size(stream: bytes) -> tuple[int, int]:
-    """Return (rows, columns) of a JPEG 2000 codestream, bare or in JP2 boxes."""
-    start = stream.find(_START_OF_CODESTREAM)
-    if start < 0 or len(stream) < start + 24:
-        raise Refused("decode_failed", "no JPEG 2000 codestream")
-    capabilities, right, bottom, left, top = struct.unpack_from(">H4I", stream, start + 6)
-    if capabilities & _HIGH_THROUGHPUT:
-        raise Refused("decode_failed", "a high-throughput stream under a JPEG 2000 syntax")
-    return bottom - top, right - left
-
-
-# Transfer syntax -> (decoder, size of the stream): PS3.5 A.4 and PS3.6 annex A.
-_CODECS: Mapping[str, tuple[Callable[[bytes], NDArray[Any]], Callable[[bytes], tuple[int, int]]]] = {
-    "1.2.840.10008.1.2.4.50": (imagecodecs.jpeg8_decode, _jpeg_size),
-    "1.2.840.10008.1.2.4.51": (imagecodecs.jpeg8_decode, _jpeg_size),
-    "1.2.840.10008.1.2.4.57": (imagecodecs.jpeg8_decode, _jpeg_size),
-    "1.2.840.10008.1.2.4.70": (imagecodecs.jpeg8_decode, _jpeg_size),
-    "1.2.840.10008.1.2.4.80": (imagecodecs.jpegls_decode, _jpeg_size),
-    "1.2.840.10008.1.2.4.81": (imagecodecs.jpegls_decode, _jpeg_size),
-    "1.2.840.10008.1.2.4.90": (_decode_jpeg_2000, _jpeg_2000_size),
-    "1.2.840.10008.1.2.4.91": (_decode_jpeg_2000, _jpeg_2000_size),
+_RLE = "1.2.840.10008.1.2.5"
+_DecodeStream = Callable[[bytearray, Callable[[Stream], None]], tuple[Stream, NDArray[Any]]]
+# By transfer syntax: PS3.5 A.4 and PS3.6 annex A.
+_DECODERS: Mapping[str, _DecodeStream] = {
+    "1.2.840.10008.1.2.4.50": jpeg.decode,
+    "1.2.840.10008.1.2.4.51": jpeg.decode,
+    "1.2.840.10008.1.2.4.57": jpeg.decode,
+    "1.2.840.10008.1.2.4.70": jpeg.decode,
+    "1.2.840.10008.1.2.4.80": jpeg.decode_ls,
+    "1.2.840.10008.1.2.4.81": jpeg.decode_ls,
+    "1.2.840.10008.1.2.4.90": jpeg_2000.decode,
+    "1.2.840.10008.1.2.4.91": jpeg_2000.decode,
+    "1.2.840.10008.1.2.4.201": jpeg_2000.decode_high_throughput,
+    "1.2.840.10008.1.2.4.202": jpeg_2000.decode_high_throughput,
+    "1.2.840.10008.1.2.4.203": jpeg_2000.decode_high_throughput,
 }
-_RLE: Final = "1.2.840.10008.1.2.5"
-ENCAPSULATED: Final = frozenset(_CODECS) | {_RLE}
-ISOLATED: Final[frozenset[str]] = frozenset()
+ENCAPSULATED: Final = frozenset(_DECODERS) | {_RLE}
 SUPPORTED: Final = ENCAPSULATED | header.NATIVE
+ISOLATED: Final = frozenset(
+    syntax for syntax, decoder in _DECODERS.items() if decoder is jpeg_2000.decode_high_throughput
+)
+"""Syntaxes whose decoder hangs or dies on some broken streams: decode them in a process that may be lost."""
+
+# What these decode to may overshoot bits_stored where their samples have more bits.
+_LOSSY = frozenset(f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 81, 91, 203))
+_FILMS_PER_STREAM = 4  # a stream of so many times its pixels' bytes is no compression
+_LEAST_BYTES_READ = 2**24
+_BLOCK = 2**20
 
 
 def read_value(row: Row, path: Path) -> NDArray[np.uint8]:
@@ -86,15 +64,22 @@ def read_value(row: Row, path: Path) -> NDArray[np.uint8]:
         path: The film's file.
 
     Returns:
-        uint8, writable: the value of the pixel data element, of native pixels no more than Rows x Columns of them; the
-        whole file of a PNG or JPEG.
+        uint8, writable: the value of the pixel data element, of native pixels no more than Rows x Columns of them, of
+        a stream no more than four times as much (or 16 MiB); the whole file of a PNG or JPEG.
 
     Raises:
-        Refused: missing_file, unreadable_file, changed_file, truncated or header_too_large.
+        Refused: missing_file, unreadable_file, changed_file, truncated, header_too_large, decode_failed, not_dicom or
+            header_unreadable; the last four of deflated films alone.
     """
-    if row["file_format"] == "dicom" and row["transfer_syntax"] in header.NATIVE:
-        return _value(row, path, row["rows"] * row["columns"] * bytes_per_pixel(row))
-    return _value(row, path, row["pixel_data_length"])
+    length = row["pixel_data_length"]
+    if row["file_format"] == "dicom":
+        film = row["rows"] * row["columns"] * bytes_per_pixel(row)
+        is_native = row["transfer_syntax"] in header.NATIVE
+        length = film if is_native else min(length, max(_FILMS_PER_STREAM * film, _LEAST_BYTES_READ))
+    value = np.empty(length, np.uint8)
+    with _opened_value(row, path) as file:
+        _fill(file, value)
+    return value
 
 
 def decode(row: Row, value: NDArray[np.uint8]) -> Pixels:
@@ -114,7 +99,7 @@ def decode(row: Row, value: NDArray[np.uint8]) -> Pixels:
     """
     expected = (row["rows"], row["columns"])
     if row["file_format"] != "dicom":
-        pixels, allowed = pictures.pixels(value), [expected, expected[::-1]]
+        pixels, allowed = pictures.pixels(value, *expected, row["bits_stored"]), [expected, expected[::-1]]
     elif row["transfer_syntax"] in header.NATIVE:
         pixels, allowed = _native(row, value), [expected]
     else:
@@ -128,12 +113,18 @@ def value_sha256(row: Row, path: Path) -> str:
     """Return the SHA-256 (hex) of the pixel data element's value as it is stored, of nothing where there is none.
 
     Raises:
-        Refused: missing_file, unreadable_file, changed_file, truncated or header_too_large.
+        Refused: as `read_value`.
     """
-    offset, length = row["pixel_data_offset"], row["pixel_data_length"]
-    if offset is None:
-        return hashlib.sha256().hexdigest()
-    return hashlib.sha256(_value(row, path, length).data).hexdigest()
+    digest = hashlib.sha256()
+    if row["pixel_data_offset"] is not None:
+        block, left = np.empty(_BLOCK, np.uint8), row["pixel_data_length"]
+        with _opened_value(row, path) as file:
+            while left:
+                part = block[: min(left, _BLOCK)]
+                _fill(file, part)
+                digest.update(part.data)
+                left -= part.size
+    return digest.hexdigest()
 
 
 def bytes_per_pixel(row: Row) -> int:
@@ -150,19 +141,13 @@ def _native(row: Row, value: NDArray[np.uint8]) -> Pixels:
 
 def _encapsulated(row: Row, value: NDArray[np.uint8]) -> Pixels:
     try:
-        frame = get_frame(value.tobytes(), 0, number_of_frames=1)
+        frame = joined_fragments(value)
         if row["transfer_syntax"] == _RLE:
-            words = imagecodecs.dicomrle_decode(frame, "<u2" if bytes_per_pixel(row) == 2 else "u1")
-            return np.frombuffer(words, "<u2" if bytes_per_pixel(row) == 2 else np.uint8).reshape(
-                row["rows"], row["columns"]
-            )
-        decode, size = _CODECS[row["transfer_syntax"]]
-        declared, expected = size(frame), (row["rows"], row["columns"])
-        if declared != expected:
-            raise Refused("shape_mismatch", f"stream says {_shape(declared)}, header says {_shape(expected)}")
-        if _END_OF_IMAGE not in frame[-_TRAILING_BYTES:]:
-            raise Refused("truncated", "the stream has no end marker")
-        return _as_unsigned(decode(frame))
+            return _run_lengths(row, frame)
+        must_fit = partial(
+            Stream.must_fit, rows=row["rows"], columns=row["columns"], bits_allocated=row["bits_allocated"]
+        )
+        return _words(row, *_DECODERS[row["transfer_syntax"]](frame, must_fit))
     except Refused:
         raise
     except Exception as error:
@@ -170,41 +155,59 @@ def _encapsulated(row: Row, value: NDArray[np.uint8]) -> Pixels:
         raise Refused("decode_failed", f"decoder raised {type(error).__name__}") from error
 
 
-def _as_unsigned(pixels: NDArray[Any]) -> Pixels:
+def _run_lengths(row: Row, frame: bytearray) -> Pixels:
+    """Decode RLE (PS3.5 annex G); the decoder compares segments with bytes per pixel, and offsets with the frame."""
+    width = bytes_per_pixel(row)
+    pixels = np.empty(row["rows"] * row["columns"] * width, np.uint8)
+    found = imagecodecs.dicomrle_decode(frame, "<u2" if width == 2 else "u1", out=pixels.data)
+    if len(found) != pixels.size:
+        raise Refused("truncated", f"segments of {len(found)} bytes, of {pixels.size}")
+    return pixels.view("<u2" if width == 2 else np.uint8).reshape(row["rows"], row["columns"])
+
+
+def _words(row: Row, stream: Stream, pixels: NDArray[Any]) -> Pixels:
+    """Make stored words of decoded samples: as wide as allocated, two's complement where the header says signed."""
     if pixels.dtype.kind not in "ui" or pixels.dtype.itemsize > 2:
         raise Refused("decode_failed", f"decoded to {pixels.dtype}")
-    return pixels.view(np.uint8) if pixels.dtype.itemsize == 1 else pixels.view(np.uint16)
+    width = bytes_per_pixel(row)
+    words = pixels.astype(f"{pixels.dtype.kind}{width}", copy=False)
+    is_signed = row["pixel_representation"] == 1
+    if stream.signed not in (None, is_signed):
+        words = words.view(f"{'i' if is_signed else 'u'}{width}")
+        if stream.bits < row["bits_stored"]:  # as in pydicom, the sign is the highest bit that the stream has
+            words <<= 8 * width - stream.bits
+            words >>= 8 * width - stream.bits
+    if row["transfer_syntax"] in _LOSSY and stream.bits > row["bits_stored"] and bool(stream.signed) == is_signed:
+        white = (1 << (row["bits_stored"] - is_signed)) - 1  # beyond it lies more white, not black
+        np.clip(words, -white - 1 if is_signed else 0, white, out=words)
+    return words.view(f"u{width}")
 
 
-def _value(row: Row, path: Path, length: int) -> NDArray[np.uint8]:
-    """Read `length` bytes of the pixel data value, writable, in one positioned read."""
-    offset = row["pixel_data_offset"]
-    if row["transfer_syntax"] == header.DEFLATED:
-        content = header.inflated(path)[offset : offset + length]
-        value, count = np.frombuffer(bytearray(content), np.uint8), len(content)
-    else:
-        value = np.empty(length, np.uint8)
-        count = _read_at(row, path, offset, value)
-    if count < length:
-        raise Refused("truncated", f"{length - count} of {length} bytes of pixel data are missing")
-    return value
-
-
-def _read_at(row: Row, path: Path, offset: int, into: NDArray[np.uint8]) -> int:
+@contextmanager
+def _opened_value(row: Row, path: Path) -> Iterator[FileIO | BufferedReader]:
+    """Open a film's file where its pixel data begin; what reading raises becomes a refusal."""
     try:
         with path.open("rb", buffering=0) as file:
             status = path.stat()
             if (status.st_size, status.st_mtime_ns) != (row["file_size"], row["file_mtime_ns"]):
                 raise Refused("changed_file", "size or time differ from the index")
-            file.seek(offset)
-            view, count = into.data, 0
-            while count < len(view) and (read := file.readinto(view[count:])):
-                count += read
-            return count
+            value = header.inflated(file) if row["transfer_syntax"] == header.DEFLATED else file
+            value.seek(row["pixel_data_offset"])
+            yield value
     except (FileNotFoundError, NotADirectoryError) as error:
         raise Refused("missing_file", "no such file") from error
     except OSError as error:
         raise Refused("unreadable_file", type(error).__name__) from error
+    except zlib.error as error:
+        raise Refused("decode_failed", "the deflated data set is broken") from error
+
+
+def _fill(file: FileIO | BufferedReader, value: NDArray[np.uint8]) -> None:
+    view, count = value.data, 0
+    while count < len(view) and (read := file.readinto(view[count:])):
+        count += read
+    if count < len(view):
+        raise Refused("truncated", f"{len(view) - count} of {len(view)} bytes of pixel data are missing")
 
 
 def _shape(shape: tuple[int, ...]) -> str:

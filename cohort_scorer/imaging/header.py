@@ -10,7 +10,6 @@ import logging
 import math
 import re
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date
@@ -24,10 +23,10 @@ from pydicom.filereader import read_dataset
 from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag
 
+from cohort_scorer.imaging import deflated
 from cohort_scorer.imaging.refusal import Refused
 from cohort_scorer.imaging.views import view_from
 
-MAXIMUM_INFLATED_BYTES: Final = 256 * 2**20
 IMPLICIT_LITTLE: Final = "1.2.840.10008.1.2"
 EXPLICIT_LITTLE: Final = "1.2.840.10008.1.2.1"
 DEFLATED: Final = "1.2.840.10008.1.2.1.99"
@@ -80,15 +79,24 @@ def read(path: Path) -> dict[str, Any]:
             raise Refused("header_unreadable", f"pydicom raised {type(error).__name__}") from error
 
 
-def inflated(path: Path) -> bytes:
-    """Return the inflated data set of a file in the deflated syntax (PS3.5 A.5), at most 256 MiB.
+def inflated(file: BinaryIO) -> BufferedReader:
+    """Return the data set of a file in the deflated syntax, inflated as it is read.
+
+    Args:
+        file: The file, at its start.
 
     Raises:
-        Refused: missing_file, unreadable_file, not_dicom, or header_too_large.
+        Refused: not_dicom or header_unreadable. Reading raises what `deflated.reader` says.
     """
-    with opened(path) as file:
-        _read_meta(file)
-        return _inflate(file)
+    with _silenced():
+        try:
+            _read_meta(file)
+        except Refused:
+            raise
+        except Exception as error:
+            # As in `read`: a malformed header raises anything.
+            raise Refused("header_unreadable", f"pydicom raised {type(error).__name__}") from error
+    return deflated.reader(file)
 
 
 def opened(path: Path) -> BufferedReader:
@@ -130,7 +138,7 @@ def _facts(file: BufferedReader) -> dict[str, Any]:
     syntax = _text(meta, "TransferSyntaxUID")
     stream: BinaryIO = file
     if syntax == DEFLATED:
-        stream = io.BytesIO(_inflate(file))
+        stream = deflated.reader(file)
     elif syntax is None:
         syntax = _guessed_syntax(file)
     pixels: dict[str, Any] = {}
@@ -178,18 +186,6 @@ def _read_meta(file: BinaryIO) -> tuple[Dataset, bool]:
         defer_size=_LONGEST_VALUE,
     )
     return meta, has_magic
-
-
-def _inflate(file: BinaryIO) -> bytes:
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    pieces, size = [], 0
-    while not inflater.eof and (chunk := inflater.unconsumed_tail or file.read(2**20)):
-        piece = inflater.decompress(chunk, 2**24)
-        size += len(piece)
-        if size > MAXIMUM_INFLATED_BYTES:
-            raise Refused("header_too_large", f"inflates beyond {MAXIMUM_INFLATED_BYTES // 2**20} MiB")
-        pieces.append(piece)
-    return b"".join(pieces)
 
 
 def _guessed_syntax(file: BinaryIO) -> str:

@@ -23,7 +23,7 @@ from cohort_scorer.imaging.workers import begin
 
 __all__ = ["Rules", "find_files", "judge_again", "read_headers", "resolve_duplicates"]
 
-VERSION: Final = 2
+VERSION: Final = 3
 """Raised when the same file gives another index row or refusal: older rows are then made again."""
 
 PASSING: Final = ("missing_file", "unreadable_file", "changed_file")

@@ -1,4 +1,4 @@
-"""How ratios are measured and told: within one run, never against a clock that another machine keeps."""
+"""How ratios are measured and told: both sides in one run, on one machine."""
 
 import time
 from collections.abc import Callable
@@ -18,6 +18,5 @@ def seconds(work: Callable[[], object], repeats: int) -> float:
 
 
 def tell(what: str, slow: float, fast: float) -> None:
-    """Print how many times faster the second is."""
     print(f"\n{what}: {slow / fast:.1f} x ({slow * 1e3:.1f} ms against {fast * 1e3:.1f} ms)")
     assert fast > 0

@@ -1,7 +1,6 @@
 """Ratios measured within one run; `make bench` prints them. Nothing here passes or fails by the clock."""
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -12,6 +11,7 @@ import pydicom
 from lifelines import CoxPHFitter
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
+from ratios import seconds, tell
 
 from cohort_scorer import study as study_file
 from cohort_scorer.imaging import index, radiograph
@@ -19,22 +19,6 @@ from cohort_scorer.simulation.study import write_study
 from cohort_scorer.stages import Machine, Silent
 from cohort_scorer.stages.index import index as index_step
 from cohort_scorer.statistics import cox
-
-
-def seconds(work: Callable[[], object], repeats: int) -> float:
-    """The median of several runs after one that is not counted."""
-    work()
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return float(np.median(times))
-
-
-def tell(what: str, slow: float, fast: float) -> None:
-    print(f"\n{what}: {slow / fast:.1f} x ({slow * 1e3:.1f} ms against {fast * 1e3:.1f} ms)")
-    assert fast > 0
 
 
 def write_film(path: Path) -> None:

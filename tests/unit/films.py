@@ -1,5 +1,6 @@
 """Writes small real DICOM files for tests, in every transfer syntax that the package reads."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,13 @@ JPEG_LS_NEAR = "1.2.840.10008.1.2.4.81"
 JPEG_2000_LOSSLESS = "1.2.840.10008.1.2.4.90"
 JPEG_2000 = "1.2.840.10008.1.2.4.91"
 HTJ2K = "1.2.840.10008.1.2.4.201"
+HTJ2K_RPCL = "1.2.840.10008.1.2.4.202"
+HTJ2K_LOSSY = "1.2.840.10008.1.2.4.203"
+JPEG_XL = "1.2.840.10008.1.2.4.112"
 
 NATIVE = (IMPLICIT, EXPLICIT, DEFLATED, BIG_ENDIAN)
 ENCAPSULATED_LOSSLESS = (RLE, LOSSLESS, LOSSLESS_SV1, JPEG_LS, JPEG_2000_LOSSLESS)
+HIGH_THROUGHPUT = (HTJ2K, HTJ2K_RPCL, HTJ2K_LOSSY)
 
 
 def film(rows: int = 60, columns: int = 50, bits: int = 12, seed: int = 0) -> np.ndarray:
@@ -38,7 +43,25 @@ def film(rows: int = 60, columns: int = 50, bits: int = 12, seed: int = 0) -> np
     return ((blob * 0.85 + noise) * (2**bits - 1)).astype(np.uint16 if bits > 8 else np.uint8)
 
 
-def _stream(pixels: np.ndarray, syntax: str, bits: int) -> bytes:
+def signed_film(rows: int = 60, columns: int = 50, bits: int = 12) -> np.ndarray:
+    return (film(rows, columns, bits).astype(np.int32) - 2 ** (bits - 1)).astype(np.int16 if bits > 8 else np.int8)
+
+
+def integers(row: Mapping[str, Any], words: np.ndarray) -> np.ndarray:
+    """What stored words stand for: their lowest bits_stored bits, with the header's sign."""
+    values, bits = words.astype(np.int64), row["bits_stored"]
+    values &= (1 << bits) - 1
+    return values - ((values >> (bits - 1)) << bits) if row["pixel_representation"] == 1 else values
+
+
+def stream(pixels: np.ndarray, syntax: str, bits: int) -> bytes:
+    """Encode pixels (rows, columns); JPEG and JPEG-LS have no sign, and store the low bits."""
+    if syntax in HIGH_THROUGHPUT:
+        return imagecodecs.htj2k_encode(pixels, reversible=syntax != HTJ2K_LOSSY)
+    if syntax == RLE:
+        return _run_lengths(pixels)
+    if syntax not in (JPEG_2000, JPEG_2000_LOSSLESS):
+        pixels = pixels.view(f"u{pixels.itemsize}") & (2**bits - 1)
     if syntax in (BASELINE, EXTENDED):
         return imagecodecs.jpeg8_encode(pixels, level=98, bitspersample=bits)
     if syntax in (LOSSLESS, LOSSLESS_SV1):
@@ -46,16 +69,34 @@ def _stream(pixels: np.ndarray, syntax: str, bits: int) -> bytes:
         return imagecodecs.jpeg8_encode(pixels, lossless=True, predictor=predictor, bitspersample=bits)
     if syntax in (JPEG_LS, JPEG_LS_NEAR):
         return imagecodecs.jpegls_encode(pixels, level=2 if syntax == JPEG_LS_NEAR else 0)
-    if syntax == HTJ2K:
-        return imagecodecs.htj2k_encode(pixels)
     lossless = syntax == JPEG_2000_LOSSLESS
     return imagecodecs.jpeg2k_encode(
         pixels, level=0 if lossless else 60, codecformat="j2k", reversible=lossless, bitspersample=bits
     )
 
 
+def _run_lengths(pixels: np.ndarray) -> bytes:
+    return RLELosslessEncoder.encode(
+        pixels.tobytes(),
+        rows=pixels.shape[0],
+        columns=pixels.shape[1],
+        samples_per_pixel=1,
+        number_of_frames=1,
+        bits_allocated=pixels.itemsize * 8,
+        bits_stored=pixels.itemsize * 8,
+        pixel_representation=int(pixels.dtype.kind == "i"),
+        photometric_interpretation="MONOCHROME2",
+    )
+
+
 def write_film(path: Path, pixels: np.ndarray, syntax: str = EXPLICIT, **attributes: Any) -> Path:
-    """Write pixels (rows, columns) as a PA chest film; attributes override the header, None leaves one out."""
+    """Write pixels (rows, columns) as a PA chest film; attributes override the header, None leaves one out.
+
+    Of the attributes, `frame` is a stream to write in place of the encoded pixels, `fragments` the number of pieces
+    it is cut into, `has_table` whether a basic offset table tells where it begins.
+    """
+    frame, fragments = attributes.pop("frame", None), attributes.pop("fragments", 1)
+    has_table = attributes.pop("has_table", True)
     bits = attributes.pop("stream_bits", attributes.get("BitsStored", 12 if pixels.itemsize == 2 else 8))
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = UID(syntax)
@@ -75,7 +116,7 @@ def write_film(path: Path, pixels: np.ndarray, syntax: str = EXPLICIT, **attribu
         "BitsAllocated": pixels.itemsize * 8,
         "BitsStored": bits,
         "HighBit": bits - 1,
-        "PixelRepresentation": 0,
+        "PixelRepresentation": int(pixels.dtype.kind == "i"),
         "SamplesPerPixel": 1,
         "PhotometricInterpretation": "MONOCHROME2",
     } | attributes
@@ -85,21 +126,9 @@ def write_film(path: Path, pixels: np.ndarray, syntax: str = EXPLICIT, **attribu
     if syntax in NATIVE:
         stored = pixels.astype(pixels.dtype.newbyteorder(">")) if syntax == BIG_ENDIAN else pixels
         header.PixelData = stored.tobytes() + b"\0" * (pixels.nbytes % 2)
-    elif syntax == RLE:
-        frame = RLELosslessEncoder.encode(
-            pixels.tobytes(),
-            rows=pixels.shape[0],
-            columns=pixels.shape[1],
-            samples_per_pixel=1,
-            number_of_frames=1,
-            bits_allocated=pixels.itemsize * 8,
-            bits_stored=pixels.itemsize * 8,
-            pixel_representation=0,
-            photometric_interpretation="MONOCHROME2",
-        )
-        header.PixelData = encapsulate([frame])
     else:
-        header.PixelData = encapsulate([_stream(pixels, syntax, bits)])
+        frame = stream(pixels, syntax, bits) if frame is None else frame
+        header.PixelData = encapsulate([frame], fragments_per_frame=fragments, has_bot=has_table)
     header["PixelData"].VR = "OW" if pixels.itemsize == 2 and syntax in NATIVE else "OB"
     header["PixelData"].is_undefined_length = syntax not in NATIVE
     dcmwrite(path, header, enforce_file_format=True)
