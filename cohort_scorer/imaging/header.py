@@ -162,7 +162,7 @@ class Opened:
         meta: Group 2 (PS3.10 7.1).
         has_magic: `DICM` stands at byte 128.
         syntax: The transfer syntax, guessed from the first element where group 2 is silent.
-        stream: The data set from its first element, inflated where it was deflated; bounded.
+        stream: The data set from its first element, inflated where it was deflated.
     """
 
     meta: Dataset
@@ -179,8 +179,7 @@ class Opened:
         """
         meta, has_magic = _read_meta(file)
         syntax = text_of(meta, "TransferSyntaxUID") or _guessed_syntax(file)
-        content = io.BytesIO(_inflate(file)) if syntax == DEFLATED else file
-        return cls(meta, has_magic, syntax, cast(BinaryIO, _Bounded(content)))
+        return cls(meta, has_magic, syntax, io.BytesIO(_inflate(file)) if syntax == DEFLATED else file)
 
     def elements(
         self, keywords: str, stop_when: Callable[[BaseTag, str | None, int], bool], longest: int | None
@@ -195,7 +194,7 @@ class Opened:
         Raises:
             Refused: header_too_large. Besides, whatever pydicom raises.
         """
-        return read_dataset(
+        return _elements(
             self.stream,
             self.syntax == IMPLICIT_LITTLE,
             self.syntax != EXPLICIT_BIG,
@@ -203,6 +202,15 @@ class Opened:
             defer_size=longest,
             specific_tags=[tag for tag in map(tag_for_keyword, keywords.split()) if tag is not None],
         )
+
+
+def _elements(stream: BinaryIO, is_implicit: bool, is_little_endian: bool, **how: Any) -> Dataset:
+    try:
+        return read_dataset(cast(BinaryIO, _Bounded(stream)), is_implicit, is_little_endian, **how)
+    except OSError as error:
+        if isinstance(error.__context__, Refused):  # between items, pydicom makes one of whatever reading raises
+            raise error.__context__ from None
+        raise
 
 
 def _facts(file: BufferedReader) -> dict[str, Any]:
@@ -237,8 +245,8 @@ def _read_meta(file: BinaryIO) -> tuple[Dataset, bool]:
         if start[:2] not in (b"\x02\x00", b"\x08\x00", b"\x00\x08"):
             raise Refused("not_dicom", "no preamble, and no DICOM element at its start")
         file.seek(0)
-    meta = read_dataset(
-        cast(BinaryIO, _Bounded(file)),
+    meta = _elements(
+        file,
         False,
         True,
         stop_when=lambda tag, vr, length: tag >> 16 != 2,
