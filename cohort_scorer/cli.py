@@ -78,6 +78,12 @@ StudyPath = Annotated[Path, typer.Argument(help="A folder with a study.toml, or 
 DeviceOption = Annotated[Device, typer.Option(help="Where networks run.")]
 BatchOption = Annotated[int | None, typer.Option(min=1, help="Images per network call.", show_default="by device")]
 WorkersOption = Annotated[int | None, typer.Option(min=1, help="Threads or processes.", show_default="all cores")]
+ShardOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="I/N", help="Score the i-th of n shares of the archive; `score` without it puts them together."
+    ),
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress and no counts on stderr.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the step's manifest instead of a path.")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Every byte depends on it alone.")]
@@ -163,11 +169,12 @@ def score(
     device: DeviceOption = Device.AUTO,
     batch_size: BatchOption = None,
     workers: WorkersOption = None,
+    shard: ShardOption = None,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Score every eligible radiograph with the bundle. Resumable."""
-    _run("score", study, _machine(device, batch_size, workers), quiet, as_json)
+    _run("score", study, _machine(device, batch_size, workers, shard), quiet, as_json)
 
 
 @app.command()
@@ -248,10 +255,18 @@ def _load(path: Path) -> "Study":
     return study.load(path)
 
 
-def _machine(device: Device = Device.AUTO, batch_size: int | None = None, workers: int | None = None) -> "Machine":
-    from cohort_scorer.stages import Machine
+def _machine(
+    device: Device = Device.AUTO, batch_size: int | None = None, workers: int | None = None, share: str | None = None
+) -> "Machine":
+    from cohort_scorer.stages import Machine, Shard
 
-    return Machine(device.value, batch_size, workers or os.cpu_count() or 1)
+    shard = None
+    if share is not None:
+        found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", share)
+        if not found or not 1 <= int(found[1]) <= int(found[2]):
+            raise typer.BadParameter(f"{share}: expected i/n with 1 <= i <= n, as 3/8", param_hint="--shard")
+        shard = Shard(int(found[1]), int(found[2]))
+    return Machine(device.value, batch_size, workers or os.cpu_count() or 1, shard)
 
 
 def _run(verb: str, path: Path, machine: "Machine", quiet: bool, as_json: bool) -> None:
@@ -263,10 +278,11 @@ def _run(verb: str, path: Path, machine: "Machine", quiet: bool, as_json: bool) 
         study = _load(path)
         stage: Callable[[Study, Machine, Console], Path]
         stage = getattr(import_module(f"cohort_scorer.stages.{verb}"), verb)
-        with storage.lock(study.output):
+        share = machine.shard.name if machine.shard else ""
+        with storage.lock(study.output, share):
             result = stage(study, machine, _console(quiet))
         if as_json:
-            inside = study.unprotected / "manifests" / f"{verb}.json"
+            inside = study.unprotected / "manifests" / f"{verb}{share and '-'}{share}.json"
             result = study.release_folder / "manifest.json" if verb in ("run", "report") else inside
             print(result.read_text(encoding="utf-8"), end="")
         else:

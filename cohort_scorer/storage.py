@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -16,6 +16,8 @@ import filelock
 import polars as pl
 
 from cohort_scorer.errors import InputTableError, MachineError
+
+_START_SECONDS = 10  # that a job waits for others that start beside it
 
 
 def read_table(path: Path) -> pl.DataFrame:
@@ -159,14 +161,14 @@ def reserve(path: Path, size: int) -> None:
         )
 
 
-def read_own(path: Path) -> pl.DataFrame:
-    """Read a Parquet file that an earlier step wrote.
+def read_own(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
+    """Read a Parquet file that an earlier step wrote, or some columns of it.
 
     Raises:
         MachineError: the file is damaged.
     """
     try:
-        return pl.read_parquet(path)
+        return pl.read_parquet(path, columns=columns)
     except pl.exceptions.PolarsError as fault:
         raise MachineError(
             f"{path.parent.name}/{path.name} is damaged.",
@@ -175,34 +177,51 @@ def read_own(path: Path) -> pl.DataFrame:
         ) from fault
 
 
-def read_parts(folder: Path) -> pl.DataFrame | None:
+def read_parts(folder: Path, columns: list[str] | None = None) -> pl.DataFrame | None:
     """All part-*.parquet of a folder in the order of their names, or None where there is none.
 
     Raises:
         MachineError: one of them is damaged.
     """
     parts = sorted(folder.glob("part-*.parquet"))
-    return pl.concat([read_own(part) for part in parts], how="vertical") if parts else None
+    return pl.concat([read_own(part, columns) for part in parts], how="vertical") if parts else None
 
 
 @contextmanager
-def lock(output: Path) -> Iterator[None]:
+def lock(output: Path, share: str = "") -> Iterator[None]:
     """Hold the study: two runs that write the same folder would mix their results.
 
+    Args:
+        output: The folder that is written.
+        share: Name of the share that this run writes, where several write their own side by side; each is held once,
+            and nobody holds the study while a share is held.
+
     Raises:
-        MachineError: another run holds it.
+        MachineError: another run holds it, or this share of it.
     """
     output.mkdir(parents=True, exist_ok=True)
-    held = filelock.FileLock(output / ".lock")
+    with ExitStack() as held:
+        with ExitStack() as briefly:
+            # Jobs that start at the same moment pass here one after the other.
+            (briefly if share else held).enter_context(_held(output / ".lock", _START_SECONDS if share else 0))
+            shares = [output / f".lock-{share}"] if share else list(output.glob(".lock-*"))
+            for path in shares:
+                (held if share else briefly).enter_context(_held(path, 0))
+        yield
+
+
+@contextmanager
+def _held(path: Path, timeout: float) -> Iterator[None]:
+    lock = filelock.FileLock(path)
     try:
-        held.acquire(timeout=0)
+        lock.acquire(timeout=timeout)
     except filelock.Timeout as fault:
         raise MachineError(
             "The study is locked: another run is writing its outputs.",
-            "Expected one run at a time for each output folder; found 2.",
+            "Expected one run at a time for each output folder, or jobs with different --shard; found 2.",
             "Wait for the other run to end, or stop it.",
         ) from fault
     try:
         yield
     finally:
-        held.release()
+        lock.release()

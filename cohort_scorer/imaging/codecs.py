@@ -74,6 +74,7 @@ _CODECS: Mapping[str, tuple[Callable[[bytes], NDArray[Any]], Callable[[bytes], t
 }
 _RLE: Final = "1.2.840.10008.1.2.5"
 ENCAPSULATED: Final = frozenset(_CODECS) | {_RLE}
+ISOLATED: Final[frozenset[str]] = frozenset()
 SUPPORTED: Final = ENCAPSULATED | header.NATIVE
 
 

@@ -5,6 +5,7 @@ Knows neither radiographs nor patients.
 
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,33 @@ def logits(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
     settings = {"interpolate_pos_encoding": True} if isinstance(network, transformers.ViTForImageClassification) else {}
     output: torch.Tensor = network(pixel_values=images, **settings).logits
     return output[:, 0]
+
+
+class Features:
+    """While entered, keeps what the head of a network was given last, in each thread that runs it.
+
+    Args:
+        network: One that `build` or `load` made.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._head: Any = network.classifier
+        self._given = threading.local()
+
+    def __enter__(self) -> "Features":
+        self._hook = self._head.register_forward_pre_hook(self._keep)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hook.remove()
+
+    def _keep(self, _: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+        self._given.features = given[0].flatten(1)
+
+    def last(self) -> torch.Tensor:
+        """(B, d) float32: the features of the last batch that this thread ran."""
+        features: torch.Tensor = self._given.features
+        return features
 
 
 def choose_device(wanted: str) -> torch.device:

@@ -104,6 +104,7 @@ class Radiograph:
         quality: The quality columns of data_schemas/network_outputs.json.
         decode_seconds: Time from the stored bytes to pixels.
         resize_seconds: Time from the pixels to the image and all that is told of it.
+        read_seconds: Time from the file to the stored bytes; 0 where somebody else read them.
     """
 
     image: Image16
@@ -111,6 +112,7 @@ class Radiograph:
     quality: Mapping[str, float | bool | str | None]
     decode_seconds: float
     resize_seconds: float
+    read_seconds: float = 0.0
 
 
 def read(row: Mapping[str, Any], root: Path, size: int) -> Radiograph:
@@ -200,6 +202,21 @@ def _outcome(row: Mapping[str, Any], roots: Mapping[str, Path], size: int) -> Ra
         return read(row, roots[row["root"]], size)
     except Refused as refused:
         return refused.with_traceback(None)
+
+
+def fingerprint(row: Mapping[str, Any], fetched: Fetched) -> str:
+    """Hash all that a film holds: hex SHA-256 of Rows, Columns and its values as `displayed` returns them.
+
+    Args:
+        row: A decodable row of the index.
+        fetched: What `fetch` read; overwritten.
+
+    Raises:
+        Refused: as `codecs.decode`.
+    """
+    film = _words(codecs.decode(row, fetched.value))
+    display.raise_in_place(row, film)
+    return hashlib.sha256(f"{film.shape}".encode() + film.tobytes()).hexdigest()
 
 
 def displayed(row: Mapping[str, Any], root: Path) -> Image16:

@@ -184,6 +184,19 @@ def predict(
     return found
 
 
+def features(folder: Path, name: str, images: Path, settings: Settings) -> NDArray[np.float32]:
+    """What the head of a network of `train_all` is given for every image: (n, d), in the order of the images."""
+    pixels = np.load(images, mmap_mode="r")
+    device = torch.device(settings.device)
+    network = networks.load(folder / name).to(device)
+    with torch.inference_mode(), networks.Features(network) as given:
+        found = []
+        for start in range(0, len(pixels), settings.batch_size):
+            networks.logits(network, _scaled(pixels[start : start + settings.batch_size]).to(device))
+            found.append(given.last().cpu().numpy())
+    return np.concatenate(found)
+
+
 def _scaled(pixels: NDArray[np.uint16]) -> torch.Tensor:
     batch = torch.from_numpy(pixels).to(torch.float32).div_(65535).unsqueeze(1)
     return batch.contiguous(memory_format=torch.channels_last)

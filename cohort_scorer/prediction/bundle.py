@@ -18,15 +18,18 @@ from cohort_scorer.errors import BundleError
 from cohort_scorer.prediction.integration import EXPOSURES, THRESHOLD_NAMES, Layer
 from cohort_scorer.study import THRESHOLDS
 
-FORMAT = 1
+FORMAT = 2
 NEW = -1
 """The `fold` of layers and cuts for patients the bundle never saw."""
 
 KEY_CHECK = "key of cohort-scorer"
 """What bundle.json holds hashed with the key, so that the key of another bundle is known as such."""
 
+FAMILIARITY = "familiarity.safetensors"
+"""The training films in the features of the network `familiar_to`: by it `score` tells a film that is unlike them."""
+
 _KEYS = {
-    "key_check", "cut_points", "accuracy",
+    "key_check", "familiar_to", "cut_points", "accuracy",
     "format", "title", "simulated", "versions", "categories", "preprocessing_id", "image_size", "design", "backbone",
     "integrate", "networks", "training", "layers", "thresholds", "files",
 }  # fmt: skip
@@ -97,7 +100,7 @@ def seal(folder: Path, content: Mapping[str, Any], layers: Mapping[tuple[str, st
     """Write bundle.json beside the files of a bundle, with the sha256 of each.
 
     Args:
-        folder: Holds the networks, cut_grid.parquet, training_patients.parquet and MODEL_CARD.md.
+        folder: Holds the networks, familiarity.safetensors, cut_grid.parquet, training_patients.parquet, MODEL_CARD.md.
         content: Everything of bundle.json but format, thresholds, layers and files.
         layers: The logistic layers.
     """
@@ -168,12 +171,13 @@ def load(folder: Path, categories: Sequence[str]) -> Bundle:
 def _names_every_part(bundle: Bundle, files: Mapping[str, str]) -> bool:
     """Whether a layer and a verified network stand for each threshold, for new patients and for every fold."""
     wanted = {(threshold, fold) for threshold in THRESHOLD_NAMES for fold in (NEW, *range(bundle.folds))}
-    needed = {"cut_grid.parquet", "training_patients.parquet"}
+    needed = {"cut_grid.parquet", "training_patients.parquet", FAMILIARITY}
     needed |= {f"{name}/{file}" for name in bundle.networks for file in ("config.json", "model.safetensors")}
     return (
         wanted <= set(bundle.networks.values())
         and {(exposure, *key) for exposure in EXPOSURES for key in wanted} <= bundle.layers.keys()
         and needed <= files.keys()
+        and bundle.content["familiar_to"] in bundle.networks
     )
 
 

@@ -6,6 +6,31 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import polars as pl
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The share of one of several jobs that score an archive side by side: every n-th shard of the index.
+
+    Attributes:
+        number: 1 to `count`.
+        count: How many jobs there are.
+    """
+
+    number: int
+    count: int
+
+    @property
+    def name(self) -> str:
+        """How its lock and its manifest are called."""
+        return f"{self.number}-of-{self.count}"
+
+    def share(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """The index rows of this job, in their order."""
+        turn = pl.col("shard").rank("dense") - 1
+        return rows.filter(turn % self.count == self.number - 1)
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -14,12 +39,14 @@ class Machine:
     Attributes:
         device: `auto`, `cpu` or `cuda`.
         batch_size: Images per network call; None chooses for the device.
-        workers: Processes or threads that decode, parse headers or train side by side.
+        workers: Processes that decode, parse headers or train side by side.
+        shard: The share of this job where several score side by side.
     """
 
     device: str = "auto"
     batch_size: int | None = None
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    shard: Shard | None = None
 
 
 class Console(Protocol):

@@ -1,5 +1,6 @@
 """score: index x bundle -> raw network outputs, then scores. Continues where it stopped; opens no film twice."""
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,31 +17,55 @@ from cohort_scorer.stages import Console, Machine, inputs
 from cohort_scorer.stages.index import judge_refused
 from cohort_scorer.study import Study
 
-_PART_ROWS = 2_000
 _FILE = ["root", "uri", "file_size", "file_mtime_ns"]
-_CPU_BATCH, _CUDA_BATCH = 8, 64
 
 
 def score(study: Study, machine: Machine, console: Console) -> Path:
-    """Run every network of the bundle on every eligible film, then turn the outputs into scores."""
-    step = Step(study, "score")
+    """Run every network of the bundle on every eligible film, then turn the outputs into scores.
+
+    A job that has a share of the shards (`machine.shard`) leaves its outputs for the run that assembles the scores.
+    """
+    step = Step(study, "score" if machine.shard is None else f"score-{machine.shard.name}")
     model = bundle.load(study.bundle, inputs.categories())
     step.read(study.bundle / "bundle.json", f"{study.require('model').bundle}/bundle.json")
-    eligible = inputs.index(study).filter("eligible")
-    refused = _run_networks(study, model, eligible, machine, console)
+    every = inputs.index(study).filter("eligible")
+    eligible = every if machine.shard is None else machine.shard.share(every)
+    step.facts["seconds"] = _run_networks(study, model, eligible, machine, console)
+    refused = _refusals(study).join(eligible.select(_FILE), on=_FILE, how="semi")
     reasons = dict(refused.group_by("reason").len().sort("reason").iter_rows())
     for reason, count in reasons.items():
         console.say(f"refused: {count:,} {reason}")
-    outputs = _outputs(study)
+    step.facts |= {
+        "n_eligible": len(eligible),
+        "n_scored": len(eligible) - len(refused),
+        "refusals": reasons,
+        "network_id": _network_id(study, model),
+        "preprocessing_id": model.content["preprocessing_id"],
+    }
+    if machine.shard is not None:
+        console.say(f"score: {len(eligible) - len(refused):,} of {len(every):,} radiographs stand; scores come last")
+        step.finish()
+        return _outputs_folder(study)
+    path = _assemble(study, step, model, eligible, console)
+    step.finish()
+    judge_refused(study, len(refused), len(eligible))
+    return path
+
+
+def _assemble(study: Study, step: Step, model: bundle.Bundle, eligible: pl.DataFrame, console: Console) -> Path:
+    """Turn the raw outputs of all films into scores.parquet."""
+    outputs = storage.read_parts(_outputs_folder(study))
+    if outputs is None:
+        outputs = pl.DataFrame(schema=schemas.columns("network_outputs"))
     films = eligible.join(outputs, on=_FILE, how="inner", suffix="_output", maintain_order="left")
-    path = study.patient_level / "scores.parquet"
     if films.is_empty():
         raise EmptyCohortError(
-            f"No radiograph could be scored: {len(eligible):,} eligible, {len(refused):,} refused.",
+            f"No radiograph could be scored: {len(eligible):,} eligible, {len(eligible) - len(films):,} refused.",
             "Expected at least one readable radiograph; patient_level/refusals counts the reasons.",
             "Look at the reasons, then mend the archive.",
         )
     scored = _scores(study, step, model, films)
+    path = study.patient_level / "scores.parquet"
     storage.write_parquet(scored, path)
     step.wrote(path)
     origins = dict(scored.group_by("score_origin").len().sort("score_origin").iter_rows())
@@ -48,80 +73,103 @@ def score(study: Study, machine: Machine, console: Console) -> Path:
         f"score: {len(scored):,} radiographs scored (" + ", ".join(f"{n:,} {o}" for o, n in origins.items()) + ")"
     )
     step.facts |= {
-        "n_eligible": len(eligible),
         "n_scored": len(scored),
-        "refusals": reasons,
         "score_origin": origins,
         "model_id": scored["model_id"][0],
-        "network_id": outputs["network_id"][0],
-        "preprocessing_id": model.content["preprocessing_id"],
         "bundle_simulated": model.content["simulated"],
         "n_ordinal_violations": _violations(scored),
     }
-    step.finish()
-    judge_refused(study, len(refused), len(eligible))
     return path
+
+
+def _network_id(study: Study, model: bundle.Bundle) -> str:
+    return model.network_id(study.require("model").precision)
 
 
 def _run_networks(
     study: Study, model: bundle.Bundle, eligible: pl.DataFrame, machine: Machine, console: Console
-) -> pl.DataFrame:
-    """Score what neither outputs nor refusals hold yet, part by part; returns all refusals of eligible films."""
-    from cohort_scorer.imaging import networks, scoring
+) -> dict[str, float]:
+    """Score what neither outputs nor refusals hold yet, shard by shard; tells where the time went, in seconds."""
+    from cohort_scorer.imaging import decoding, familiarity, networks, scoring
 
-    outputs_folder = study.patient_level / "network_outputs"
-    refusals_folder = study.patient_level / "refusals"
-    network_id = model.network_id(study.require("model").precision)
-    done = storage.read_parts(outputs_folder)
-    if done is not None and (done["network_id"] != network_id).any():
+    spent = dict.fromkeys((*scoring.STAGES, "write"), 0.0)
+    done = _done(study, model)
+    _keep_lasting_refusals(study, eligible, _network_id(study, model), alone=machine.shard is None)
+    held = pl.concat([done, _refusals(study).select(_FILE)])
+    new = eligible.join(held, on=_FILE, how="anti", maintain_order="left").sort("shard", maintain_order=True)
+    if new.is_empty():
+        return spent
+    device = networks.choose_device(machine.device)
+    loaded = scoring.Model(
+        {name: networks.load(model.folder / name) for name in model.networks},
+        model.content["image_size"],
+        familiarity.load(model.folder / bundle.FAMILIARITY),
+        model.content["familiar_to"],
+    )
+    batch_size = machine.batch_size or scoring.batch_size_for(device, loaded.size)
+    made_by = pl.lit(_network_id(study, model)).alias("network_id")
+    films = decoding.radiographs(new.iter_rows(named=True), study.roots, loaded.size, machine.workers)
+    with console.progress("Scoring radiographs", len(new)) as advance:
+        for part in scoring.score(new, films, loaded, batch_size, device, machine.workers, advance):
+            started = time.perf_counter()
+            rows = eligible.filter(pl.col("shard") == part.shard).select(_FILE)
+            # Refusals first: outputs of a shard stand only where its refusals do.
+            _add(part.refusals.with_columns(made_by), rows, _refusals_folder(study) / f"score-{part.shard}.parquet")
+            _add(part.outputs.with_columns(made_by), rows, _outputs_folder(study) / f"part-{part.shard}.parquet")
+            for stage, seconds in {**part.seconds, "write": time.perf_counter() - started}.items():
+                spent[stage] += seconds
+    return {stage: round(seconds, 3) for stage, seconds in spent.items()}
+
+
+def _add(new: pl.DataFrame, rows: pl.DataFrame, path: Path) -> None:
+    """Write what is new of a shard beside what stood, in index order: the same bytes however often it was stopped."""
+    if path.is_file():
+        new = pl.concat([storage.read_own(path), new])
+    if len(new):
+        storage.write_parquet(rows.join(new, on=_FILE, how="inner", maintain_order="left").select(new.columns), path)
+
+
+def _done(study: Study, model: bundle.Bundle) -> pl.DataFrame:
+    """The files whose outputs stand.
+
+    Raises:
+        BundleError: some were made by other networks.
+    """
+    done = storage.read_parts(_outputs_folder(study), [*_FILE, "network_id"])
+    if done is None:
+        return pl.DataFrame(schema={name: schemas.columns("refusals")[name] for name in _FILE})
+    if (done["network_id"] != _network_id(study, model)).any():
         raise BundleError(
             "patient_level/network_outputs holds outputs of another bundle, preprocessing or precision.",
             "Expected one network_id in a folder; going on would mix two models.",
             "Move the folder away, or name another [study] output.",
         )
-    _keep_lasting_refusals(refusals_folder, eligible, network_id)
-    held = [part.select(_FILE) for part in (done, _refusals(refusals_folder)) if part is not None]
-    new = eligible.join(pl.concat(held), on=_FILE, how="anti", maintain_order="left")
-    if len(new):
-        device = networks.choose_device(machine.device)
-        loaded = {name: networks.load(model.folder / name) for name in model.networks}
-        batch_size = machine.batch_size or (_CUDA_BATCH if device.type == "cuda" else _CPU_BATCH)
-        # Refusals are written first: after a kill between the two, their number is taken though the part is not there.
-        written = [*outputs_folder.glob("part-*.parquet"), *refusals_folder.glob("score-*.parquet")]
-        number = max((int(path.stem.rsplit("-", 1)[1]) for path in written), default=-1)
-        with console.progress("Scoring radiographs", len(new)) as advance:
-            for start in range(0, len(new), _PART_ROWS):
-                rows = new.slice(start, _PART_ROWS)
-                found, refused = scoring.score(
-                    rows,
-                    study.roots,
-                    model.content["image_size"],
-                    loaded,
-                    batch_size,
-                    device,
-                    machine.workers,
-                    advance,
-                )
-                number += 1
-                made_by = pl.lit(network_id).alias("network_id")
-                storage.write_parquet(refused.with_columns(made_by), refusals_folder / f"score-{number:05}.parquet")
-                storage.write_parquet(found.with_columns(made_by), outputs_folder / f"part-{number:05}.parquet")
-    return _refusals(refusals_folder)
+    return done.select(_FILE)
 
 
-def _outputs(study: Study) -> pl.DataFrame:
-    found = storage.read_parts(study.patient_level / "network_outputs")
-    return found if found is not None else pl.DataFrame(schema=schemas.columns("network_outputs"))
+def _outputs_folder(study: Study) -> Path:
+    return study.patient_level / "network_outputs"
 
 
-def _refusals(folder: Path) -> pl.DataFrame:
-    parts = [schemas.conform(storage.read_own(path), "refusals") for path in sorted(folder.glob("score-*.parquet"))]
+def _refusals_folder(study: Study) -> Path:
+    return study.patient_level / "refusals"
+
+
+def _refusals(study: Study) -> pl.DataFrame:
+    paths = sorted(_refusals_folder(study).glob("score-*.parquet"))
+    parts = [schemas.conform(storage.read_own(path), "refusals") for path in paths]
     return pl.concat([pl.DataFrame(schema=schemas.columns("refusals")), *parts])
 
 
-def _keep_lasting_refusals(folder: Path, eligible: pl.DataFrame, network_id: str) -> None:
-    """Forget refusals under other networks, of files that changed, and those that may pass: these are tried again."""
-    for path in folder.glob("score-*.parquet"):
+def _keep_lasting_refusals(study: Study, eligible: pl.DataFrame, network_id: str, alone: bool) -> None:
+    """Forget refusals under other networks, of files that changed, and those that may pass: these are tried again.
+
+    Beside other jobs, only those of the job's own shards.
+    """
+    mine = {f"score-{shard}.parquet" for shard in eligible["shard"].unique()}
+    for path in _refusals_folder(study).glob("score-*.parquet"):
+        if not alone and path.name not in mine:
+            continue
         part = schemas.conform(storage.read_own(path), "refusals")
         lasting = part.filter(
             (pl.col("network_id") == network_id) & ~pl.col("reason").is_in(["missing_file", "unreadable_file"])

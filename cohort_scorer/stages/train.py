@@ -20,10 +20,13 @@ from cohort_scorer.stages import Console, Machine, inputs
 from cohort_scorer.stages.index import judge_refused
 from cohort_scorer.study import ModelSection, Study
 
+_FAMILIAR_TO = network_name("gt0", 0)
+"""Its training patients are described, and the fold that it had not seen is what distances are measured by."""
+
 
 def train(study: Study, machine: Machine, console: Console) -> Path:
     """Train three networks per fold and three on all patients; fit layers and cuts; seal the bundle."""
-    from cohort_scorer.imaging import networks, radiograph, training
+    from cohort_scorer.imaging import familiarity, networks, radiograph, training
 
     section = study.require("train")
     step = Step(study, "train")
@@ -65,12 +68,15 @@ def train(study: Study, machine: Machine, console: Console) -> Path:
     with console.progress("Training networks (epochs)", len(jobs) * section.epochs) as advance:
         training.train_all(jobs, scratch / "images.npy", finished, settings, machine.workers, advance)
     people = _with_logits(people, finished, section.folds)
+    features = training.features(finished, _FAMILIAR_TO, scratch / "images.npy", settings)
+    unseen = people["fold"].to_numpy() == 0
+    familiar = familiarity.fit(features[~unseen], features[unseen])
     layers, grid = scores.develop(people, section.integrate, section.folds)
     turned = sum(layer.coefficients.get("logit", 0) < 0 for layer in layers.values())
     if turned:
         console.say(f"warning: {turned} of {len(layers)} layers turn a network's answer around: it learned nothing")
     content = _content(study, people, training_id, preprocessing_id) | _told_by_rule(study, people, layers, grid)
-    _assemble(study, people, finished, grid, layers, content)
+    _assemble(study, people, finished, grid, layers, content, familiar)
     shutil.rmtree(scratch.parent)
     step.facts |= {
         "n_layers_turned_around": turned,
@@ -140,7 +146,7 @@ def _refuse_another(study: Study, training_id: str) -> None:
 
 def _decode(study: Study, people: pl.DataFrame, scratch: Path, machine: Machine, console: Console) -> pl.DataFrame:
     """Decode every training film once into images.npy; films that cannot be read leave the training, counted."""
-    from cohort_scorer.imaging import radiograph
+    from cohort_scorer.imaging import decoding, radiograph
 
     done = scratch / "people.parquet"
     if done.is_file():
@@ -151,14 +157,15 @@ def _decode(study: Study, people: pl.DataFrame, scratch: Path, machine: Machine,
     storage.reserve(scratch / "images.npy", len(people) * size * size * 2)
     images = np.lib.format.open_memmap(scratch / "images.npy", "w+", np.uint16, (len(people), size, size))
     hashes: list[str | None] = [None] * len(people)
-    n_read = 0
     with console.progress("Decoding training radiographs", len(people)) as advance:
-        for position, found in radiograph.read_many(rows, study.roots, size, machine.workers):
+        for position, found in decoding.radiographs(rows.iter_rows(named=True), study.roots, size, machine.workers):
             if isinstance(found, radiograph.Radiograph):
-                images[n_read] = found.image
+                images[position] = found.image
                 hashes[position] = found.pixel_sha256
-                n_read += 1
             advance(1)
+    for place, read in enumerate(np.flatnonzero([sha256 is not None for sha256 in hashes])):
+        if place < read:
+            images[place] = images[read]
     images.flush()
     people = people.with_columns(pl.Series("pixel_sha256", hashes, pl.String))
     readable = people.drop_nulls("pixel_sha256")
@@ -212,6 +219,7 @@ def _content(study: Study, people: pl.DataFrame, training_id: str, preprocessing
         "image_size": section.image_size,
         "design": section.design,
         "backbone": section.backbone,
+        "familiar_to": _FAMILIAR_TO,
         "integrate": list(section.integrate),
         "networks": [
             {"name": network_name(threshold, fold), "threshold": threshold, "fold": fold}
@@ -236,7 +244,13 @@ def _content(study: Study, people: pl.DataFrame, training_id: str, preprocessing
 
 
 def _assemble(
-    study: Study, people: pl.DataFrame, finished: Path, grid: pl.DataFrame, layers: Any, content: dict[str, Any]
+    study: Study,
+    people: pl.DataFrame,
+    finished: Path,
+    grid: pl.DataFrame,
+    layers: Any,
+    content: dict[str, Any],
+    familiar: Any,
 ) -> None:
     """Put the bundle together beside its place and rename it: a bundle is whole or not there."""
     key_path = study.patient_level / "training.key"
@@ -257,6 +271,7 @@ def _assemble(
         orient="row",
     )
     storage.write_parquet(hashed.sort("patient_hash"), partial / "training_patients.parquet")
+    familiar.save(partial / bundle.FAMILIARITY)
     storage.write_parquet(grid, partial / "cut_grid.parquet")
     storage.write_text(model_card.write(content), partial / "MODEL_CARD.md")
     bundle.seal(partial, content, layers)

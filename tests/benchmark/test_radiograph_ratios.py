@@ -14,8 +14,8 @@ import pytest
 from pydicom.dataset import FileMetaDataset
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
+from ratios import seconds, tell
 from skimage.transform import resize
-from test_ratios import seconds, tell
 
 from cohort_scorer.imaging import index, radiograph
 

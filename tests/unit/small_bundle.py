@@ -65,6 +65,7 @@ def content(title: str = "A bundle") -> dict[str, object]:
         "image_size": 32,
         "design": "three_models",
         "backbone": "resnet-small",
+        "familiar_to": "gt0-fold0",
         "integrate": ["age_years", "sex", "bmi"],
         "networks": [
             {"name": network_name(threshold, fold), "threshold": threshold, "fold": fold}
@@ -83,6 +84,7 @@ def write(folder: Path, title: str = "A bundle") -> Path:
             (network / "config.json").write_text("{}")
             (network / "model.safetensors").write_bytes(network.name.encode())
     training_patients({("A", "1"): ("pixels", 0)}).write_parquet(folder / "training_patients.parquet")
+    (folder / bundle.FAMILIARITY).write_bytes(b"a few bytes")
     grid().write_parquet(folder / "cut_grid.parquet")
     (folder / "MODEL_CARD.md").write_text(f"# {title}\n")
     bundle.seal(folder, content(title), layers())
