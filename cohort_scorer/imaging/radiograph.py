@@ -44,7 +44,8 @@ class Preprocessing:
         inversion: One, after the VOI transform, where MONOCHROME1 or INVERSE or both say so.
         lower_percentile: Percentile of the film (padding apart) that becomes 0.
         upper_percentile: Percentile that becomes 65535.
-        shrink: Interpolation towards fewer pixels: averages over areas of stored integers.
+        shrink: Interpolation towards fewer pixels: averages of integers over areas, first down the columns, then along
+            the rows, each rounded to 16 bits.
         enlarge: Interpolation towards more pixels.
         shape: Whole film centred in a square.
         padding: Value around the film: black, as air beside the patient.
@@ -58,7 +59,7 @@ class Preprocessing:
     inversion: str = "monochrome1_or_inverse"
     lower_percentile: float = 1.0
     upper_percentile: float = 99.0
-    shrink: str = "area"
+    shrink: str = "area_of_columns_then_rows"
     enlarge: str = "linear"
     shape: str = "letterbox"
     padding: int = 0
@@ -247,9 +248,20 @@ def _words(stored: codecs.Pixels) -> Image16:
 def _resized(film: Image16, size: int) -> Image16:
     rows, columns = film.shape
     longest = max(rows, columns)
-    target = [max(1, (2 * length * size + longest) // (2 * longest)) for length in (columns, rows)]
-    interpolation = cv2.INTER_AREA if longest >= size else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(film, target, interpolation=interpolation), dtype=np.uint16)
+    width, height = (max(1, (2 * length * size + longest) // (2 * longest)) for length in (columns, rows))
+    if longest < size:
+        return np.asarray(cv2.resize(film, (width, height), interpolation=cv2.INTER_LINEAR), dtype=np.uint16)
+    # The mean over an area is that of its columns' means. Within one step of the exact mean, in 2/5 of the time of both
+    # directions at once: four columns as channels of one pixel are summed side by side, and few rows are left to sum.
+    fours = np.lib.stride_tricks.as_strided(film, (rows, columns // 4, 4), (film.strides[0], 8, 2))
+    rest = film[:, columns // 4 * 4 :]
+    parts = [
+        cv2.resize(part, (part.shape[1], height), interpolation=cv2.INTER_AREA).reshape(height, -1)
+        for part in (fours, rest)
+        if part.size
+    ]
+    low = parts[0] if len(parts) == 1 else np.hstack(parts)
+    return np.asarray(cv2.resize(low, (width, height), interpolation=cv2.INTER_AREA), dtype=np.uint16)
 
 
 def _normalised(small: Image16) -> Image16:

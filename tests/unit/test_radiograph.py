@@ -10,6 +10,7 @@ import pytest
 from films import BASELINE, ENCAPSULATED_LOSSLESS, EXPLICIT, EXTENDED, JPEG_2000_LOSSLESS, NATIVE, film, write_film
 from PIL import Image
 from test_codecs import EVERYTHING, REALDATA, index_of
+from test_display import area_weights
 
 from cohort_scorer import schemas
 from cohort_scorer.imaging import radiograph
@@ -106,6 +107,17 @@ def test_percentiles_fill_the_range_and_outliers_do_not_move_it(tmp_path):
     plain, burned = (seen(write_film(tmp_path / name, p), 128).image for name, p in (("a", pixels), ("b", marked)))
     assert plain.min() == 0 and plain.max() == 65535
     assert np.abs(plain[8:].astype(int) - burned[8:]).max() < 200
+
+
+@pytest.mark.parametrize("shape", [(250, 204), (301, 203), (96, 331), (320, 2), (128, 99)], ids=str)
+def test_pixels_are_area_means_to_the_last_step_of_16_bits(tmp_path, shape):
+    pixels = np.random.default_rng(7).integers(0, 2**16, shape).astype(np.uint16)
+    pixels[: shape[0] // 3], pixels[-shape[0] // 3 :] = 0, 65535  # so that the percentiles are the whole range
+    rows, columns = (max(1, int(length * 64 / max(shape) + 0.5)) for length in shape)
+    exact = area_weights(shape[0], rows) @ pixels @ area_weights(shape[1], columns).T
+    image = seen(write_film(tmp_path / "a", pixels, BitsStored=16, HighBit=15), 64).image
+    top, left = (64 - rows) // 2, (64 - columns) // 2
+    assert np.abs(image[top : top + rows, left : left + columns] - exact).max() < 1.01
 
 
 def test_a_film_of_one_value_has_no_contrast(tmp_path):
