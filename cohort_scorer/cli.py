@@ -84,6 +84,9 @@ ShardOption = Annotated[
         metavar="I/N", help="Score the i-th of n shares of the archive; `score` without it puts them together."
     ),
 ]
+KeepOption = Annotated[
+    bool, typer.Option("--keep-images", help="Keep resized films (0.5 MB each at 512 pixels): each is decoded once.")
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress and no counts on stderr.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the step's manifest instead of a path.")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Every byte depends on it alone.")]
@@ -156,11 +159,12 @@ def train(
     study: StudyPath = Path(),
     device: DeviceOption = Device.AUTO,
     workers: WorkersOption = None,
+    keep_images: KeepOption = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train the three threshold models with cross-validation; write the bundle. Resumable."""
-    _run("train", study, _machine(device, None, workers), quiet, as_json)
+    _run("train", study, _machine(device, None, workers, keep_images=keep_images), quiet, as_json)
 
 
 @app.command()
@@ -170,11 +174,12 @@ def score(
     batch_size: BatchOption = None,
     workers: WorkersOption = None,
     shard: ShardOption = None,
+    keep_images: KeepOption = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Score every eligible radiograph with the bundle. Resumable."""
-    _run("score", study, _machine(device, batch_size, workers, shard), quiet, as_json)
+    _run("score", study, _machine(device, batch_size, workers, shard, keep_images), quiet, as_json)
 
 
 @app.command()
@@ -207,11 +212,12 @@ def run(
     device: DeviceOption = Device.AUTO,
     batch_size: BatchOption = None,
     workers: WorkersOption = None,
+    keep_images: KeepOption = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run every step that the study file has sections for, in order."""
-    _run("run", study, _machine(device, batch_size, workers), quiet, as_json)
+    _run("run", study, _machine(device, batch_size, workers, None, keep_images), quiet, as_json)
 
 
 @app.command()
@@ -256,7 +262,11 @@ def _load(path: Path) -> "Study":
 
 
 def _machine(
-    device: Device = Device.AUTO, batch_size: int | None = None, workers: int | None = None, share: str | None = None
+    device: Device = Device.AUTO,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    share: str | None = None,
+    keep_images: bool = False,
 ) -> "Machine":
     from cohort_scorer.stages import Machine, Shard
 
@@ -266,7 +276,7 @@ def _machine(
         if not found or not 1 <= int(found[1]) <= int(found[2]):
             raise typer.BadParameter(f"{share}: expected i/n with 1 <= i <= n, as 3/8", param_hint="--shard")
         shard = Shard(int(found[1]), int(found[2]))
-    return Machine(device.value, batch_size, workers or os.cpu_count() or 1, shard)
+    return Machine(device.value, batch_size, workers or os.cpu_count() or 1, shard, keep_images)
 
 
 def _run(verb: str, path: Path, machine: "Machine", quiet: bool, as_json: bool) -> None:

@@ -10,10 +10,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import filelock
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from cohort_scorer.errors import InputTableError, MachineError
 
@@ -122,6 +124,11 @@ def write_text(text: str, path: Path) -> None:
 def write_bytes(data: bytes, path: Path, private: bool = False) -> None:
     """Write bytes under their final name in one step; private ones can be read by their owner alone."""
     _atomically(path, lambda file: file.write(data), private)
+
+
+def write_array(array: NDArray[Any], path: Path) -> None:
+    """Write an array as .npy under its final name in one step."""
+    _atomically(path, lambda file: np.save(file, array))
 
 
 def _umask() -> int:

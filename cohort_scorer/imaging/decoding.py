@@ -16,7 +16,7 @@ import os
 import resource
 import signal
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -42,6 +42,7 @@ LIMIT_BYTES: Final = 768 * 2**20
 
 _FILMS_PER_CHILD: Final = 4  # one is decoded, the others are read ahead by the kernel
 _MOST_STILLBORN: Final = 5  # in a row: one may be killed by chance before it is ready
+_MOST_KILLED: Final = 3  # no decoder sends SIGKILL: a system short of memory does, and may do so by chance
 _ENDED: Final = 0  # exit code of a child whose parent closed the connection
 
 _Row = dict[str, Any]
@@ -110,6 +111,7 @@ class _Crew:
         self._again: deque[_Task] = deque()
         self._suspects: deque[_Task] = deque()
         self._n_stillborn = 0
+        self._n_killed: Counter[int] = Counter()
 
     def work(self, rows: Iterable[_Row]) -> Iterator[tuple[int, Refused | dict[str, Any]]]:
         tasks = enumerate(rows)
@@ -188,7 +190,13 @@ class _Crew:
             self._n_stillborn += 1
             (self._suspects if child.is_alone else self._again).extend(tasks)
         elif child.is_alone:
-            yield tasks[0][0], _stopped(child.process.exitcode)
+            number = tasks[0][0]
+            from_outside = child.process.exitcode == -signal.SIGKILL
+            self._n_killed[number] += from_outside
+            if from_outside and self._n_killed[number] < _MOST_KILLED:
+                self._suspects.append(tasks[0])
+            else:
+                yield number, _stopped(child.process.exitcode)
         else:
             self._suspects.extend(tasks[:1])
             self._again.extend(tasks[1:])

@@ -41,12 +41,14 @@ class Machine:
         batch_size: Images per network call; None chooses for the device.
         workers: Processes that decode, parse headers or train side by side.
         shard: The share of this job where several score side by side.
+        keep_images: Training and scoring keep the resized films, so that each is decoded once.
     """
 
     device: str = "auto"
     batch_size: int | None = None
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
     shard: Shard | None = None
+    keep_images: bool = False
 
 
 class Console(Protocol):

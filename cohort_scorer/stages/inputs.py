@@ -15,7 +15,7 @@ from cohort_scorer.prediction import scores as predicted
 from cohort_scorer.prediction.integration import passes_thresholds
 from cohort_scorer.provenance import Step
 from cohort_scorer.reporting import disclosure
-from cohort_scorer.stages import Console
+from cohort_scorer.stages import Console, Machine
 from cohort_scorer.study import ModelSection, Study
 
 _CARRIED = {
@@ -172,6 +172,16 @@ def _adopted(study: Study, folder: Path, rows: pl.DataFrame) -> pl.DataFrame:
         tuple(section.modalities), tuple(section.body_parts), tuple(section.views), section.unknown_view
     )
     return archive.judge_again(rows.with_columns(pl.col("root").replace_strict(roots)), rules, theirs["listed"])
+
+
+def radiographs(study: Study, rows: pl.DataFrame, size: int, machine: Machine) -> Any:
+    """The images of index rows, decoded in parallel: row number and image or refusal, in any order."""
+    from cohort_scorer.imaging import cache, decoding, radiograph
+
+    if not machine.keep_images:
+        return decoding.radiographs(rows.iter_rows(named=True), study.roots, size, machine.workers)
+    folder = study.patient_level / "images" / radiograph.PREPROCESSING.identifier(size)
+    return cache.radiographs(rows, study.roots, size, machine.workers, folder)
 
 
 def elsewhere(study: Study, step: Step) -> pl.DataFrame:

@@ -90,7 +90,7 @@ def _run_networks(
     study: Study, model: bundle.Bundle, eligible: pl.DataFrame, machine: Machine, console: Console
 ) -> dict[str, float]:
     """Score what neither outputs nor refusals hold yet, shard by shard; tells where the time went, in seconds."""
-    from cohort_scorer.imaging import decoding, familiarity, networks, scoring
+    from cohort_scorer.imaging import familiarity, networks, scoring
 
     spent = dict.fromkeys((*scoring.STAGES, "write"), 0.0)
     done = _done(study, model)
@@ -108,7 +108,7 @@ def _run_networks(
     )
     batch_size = machine.batch_size or scoring.batch_size_for(device, loaded.size)
     made_by = pl.lit(_network_id(study, model)).alias("network_id")
-    films = decoding.radiographs(new.iter_rows(named=True), study.roots, loaded.size, machine.workers)
+    films = inputs.radiographs(study, new, loaded.size, machine)
     with console.progress("Scoring radiographs", len(new)) as advance:
         for part in scoring.score(new, films, loaded, batch_size, device, machine.workers, advance):
             started = time.perf_counter()

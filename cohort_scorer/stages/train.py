@@ -146,7 +146,7 @@ def _refuse_another(study: Study, training_id: str) -> None:
 
 def _decode(study: Study, people: pl.DataFrame, scratch: Path, machine: Machine, console: Console) -> pl.DataFrame:
     """Decode every training film once into images.npy; films that cannot be read leave the training, counted."""
-    from cohort_scorer.imaging import decoding, radiograph
+    from cohort_scorer.imaging import radiograph
 
     done = scratch / "people.parquet"
     if done.is_file():
@@ -158,7 +158,7 @@ def _decode(study: Study, people: pl.DataFrame, scratch: Path, machine: Machine,
     images = np.lib.format.open_memmap(scratch / "images.npy", "w+", np.uint16, (len(people), size, size))
     hashes: list[str | None] = [None] * len(people)
     with console.progress("Decoding training radiographs", len(people)) as advance:
-        for position, found in decoding.radiographs(rows.iter_rows(named=True), study.roots, size, machine.workers):
+        for position, found in inputs.radiographs(study, rows, size, machine):
             if isinstance(found, radiograph.Radiograph):
                 images[position] = found.image
                 hashes[position] = found.pixel_sha256
