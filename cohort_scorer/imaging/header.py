@@ -1,30 +1,40 @@
 """One file -> the facts of its header. Knows neither what a study wants nor how pixels are decoded.
 
-Every file is hostile until read: pydicom sees at most 256 MiB of inflated data, long values are not read at all, and
-whatever it raises becomes a refusal.
+Every file is hostile until read: pydicom sees at most 256 MiB of inflated data, may read only so often and so much of
+it, long values are not read at all, and whatever it raises becomes a refusal.
 """
 
 import hashlib
 import io
 import logging
-import math
 import re
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import date
+from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, cast
 
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
-from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag
 
 from cohort_scorer.imaging import deflated
 from cohort_scorer.imaging.refusal import Refused
+from cohort_scorer.imaging.values import (
+    age_years,
+    date_of,
+    integer_of,
+    is_there,
+    number_of,
+    spacing_mm_of,
+    text_of,
+    time_of,
+    value_of,
+)
 from cohort_scorer.imaging.views import view_from
 
 IMPLICIT_LITTLE: Final = "1.2.840.10008.1.2"
@@ -32,25 +42,25 @@ EXPLICIT_LITTLE: Final = "1.2.840.10008.1.2.1"
 DEFLATED: Final = "1.2.840.10008.1.2.1.99"
 EXPLICIT_BIG: Final = "1.2.840.10008.1.2.2"
 NATIVE: Final = frozenset({IMPLICIT_LITTLE, EXPLICIT_LITTLE, DEFLATED, EXPLICIT_BIG})
+_ALWAYS_LOSSY: Final = frozenset({"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"})  # JPEG baseline and extended
 
 _DIRECTORY = "1.2.840.10008.1.3.10"  # Media Storage Directory Storage, PS3.4 annex B
-_PIXEL_TAGS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
+PIXEL_TAGS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
 _PIXEL_DATA = 0x7FE00010
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _LONGEST_VALUE = 2**16
+_MOST_READS = 300_000  # an element takes one to three
+_MOST_BYTES = 64 * 2**20
+_SILENCE = threading.Lock()
 _KEYWORDS = (
     "SpecificCharacterSet OffsetOfTheFirstDirectoryRecordOfTheRootDirectoryEntity SOPClassUID SOPInstanceUID StudyDate "
     "AcquisitionDate AcquisitionTime ContentTime AccessionNumber Modality PresentationIntentType Manufacturer "
     "ManufacturerModelName SeriesDescription ProtocolName PatientID PatientBirthDate PatientSex PatientAge "
     "BodyPartExamined ViewPosition ViewCodeSequence ImagerPixelSpacing StudyInstanceUID PatientOrientation "
     "SamplesPerPixel PhotometricInterpretation NumberOfFrames Rows Columns PixelSpacing BitsAllocated BitsStored "
-    "HighBit PixelRepresentation BurnedInAnnotation RescaleIntercept RescaleSlope LossyImageCompression "
-    "ModalityLUTSequence VOILUTSequence PresentationLUTShape"
+    "HighBit PixelRepresentation BurnedInAnnotation WindowCenter WindowWidth RescaleIntercept RescaleSlope "
+    "VOILUTFunction LossyImageCompression ModalityLUTSequence VOILUTSequence PresentationLUTShape"
 )
-_TAGS: list[BaseTag | int] = [tag for tag in map(tag_for_keyword, _KEYWORDS.split()) if tag is not None]
-_DAYS_PER_YEAR = 365.25
-_OLDEST_YEARS = 130  # nobody has been
-_YEARS_PER_UNIT = {"Y": 1.0, "": 1.0, "M": 1 / 12, "W": 7 / _DAYS_PER_YEAR, "D": 1 / _DAYS_PER_YEAR}
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -67,7 +77,7 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         Refused: missing_file, unreadable_file, not_dicom, dicomdir, header_too_large or header_unreadable.
     """
-    with opened(path) as file, _silenced():
+    with opened(path) as file, silenced():
         try:
             return _facts(file)
         except Refused:
@@ -88,7 +98,7 @@ def inflated(file: BinaryIO) -> BufferedReader:
     Raises:
         Refused: not_dicom or header_unreadable. Reading raises what `deflated.reader` says.
     """
-    with _silenced():
+    with silenced():
         try:
             _read_meta(file)
         except Refused:
@@ -120,53 +130,118 @@ def file_sha256(file: BufferedReader) -> str:
 
 
 @contextmanager
-def _silenced() -> Iterator[None]:
-    """Keep pydicom's warnings, which quote values of the header, out of every stream and log."""
+def silenced() -> Iterator[None]:
+    """Keep pydicom's warnings, which quote values of the header, out of every stream and log.
+
+    Filters and levels are the process's: one thread at a time.
+    """
     logger = logging.getLogger("pydicom")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        with warnings.catch_warnings():
+    with _SILENCE, warnings.catch_warnings():
+        level = logger.level
+        logger.setLevel(logging.CRITICAL + 1)
+        try:
             warnings.simplefilter("ignore")
             yield
-    finally:
-        logger.setLevel(level)
+        finally:
+            logger.setLevel(level)
+
+
+class _Bounded:
+    """A stream that gives pydicom neither millions of elements nor gigabytes: objects take ten times their bytes."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._read, self.seek, self.tell = stream.read, stream.seek, stream.tell
+        self._reads_left, self._bytes_left = _MOST_READS, _MOST_BYTES
+
+    def read(self, size: int) -> bytes:
+        content = self._read(min(size, self._bytes_left + 1))
+        self._reads_left -= 1
+        self._bytes_left -= len(content)
+        if self._reads_left < 0 or self._bytes_left < 0:
+            raise Refused("header_too_large", "more elements or bytes than are read of a header")
+        return content
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A file whose group 2 has been read.
+
+    Attributes:
+        meta: Group 2 (PS3.10 7.1).
+        has_magic: `DICM` stands at byte 128.
+        syntax: The transfer syntax, guessed from the first element where group 2 is silent.
+        stream: The data set from its first element, inflated where it was deflated.
+    """
+
+    meta: Dataset
+    has_magic: bool
+    syntax: str
+    stream: BinaryIO
+
+    @classmethod
+    def of(cls, file: BinaryIO) -> "Opened":
+        """Read group 2 of a file at its start.
+
+        Raises:
+            Refused: not_dicom or header_too_large. Besides, whatever pydicom raises.
+        """
+        meta, has_magic = _read_meta(file)
+        syntax = text_of(meta, "TransferSyntaxUID") or _guessed_syntax(file)
+        return cls(meta, has_magic, syntax, deflated.reader(file) if syntax == DEFLATED else file)
+
+    def elements(
+        self, keywords: str, stop_when: Callable[[BaseTag, str | None, int], bool], longest: int | None
+    ) -> Dataset:
+        """Read some elements of the data set.
+
+        Args:
+            keywords: Theirs, between spaces.
+            stop_when: Given a tag, its VR and the length of its value, tells whether to stop before it.
+            longest: Values of more bytes, where their length is stated, are left out; None reads all.
+
+        Raises:
+            Refused: header_too_large. Besides, whatever pydicom raises.
+        """
+        return _elements(
+            self.stream,
+            self.syntax == IMPLICIT_LITTLE,
+            self.syntax != EXPLICIT_BIG,
+            stop_when=stop_when,
+            defer_size=longest,
+            specific_tags=[tag for tag in map(tag_for_keyword, keywords.split()) if tag is not None],
+        )
+
+
+def _elements(stream: BinaryIO, is_implicit: bool, is_little_endian: bool, **how: Any) -> Dataset:
+    try:
+        return read_dataset(cast(BinaryIO, _Bounded(stream)), is_implicit, is_little_endian, **how)
+    except OSError as error:
+        if isinstance(error.__context__, Refused):  # between items, pydicom makes one of whatever reading raises
+            raise error.__context__ from None
+        raise
 
 
 def _facts(file: BufferedReader) -> dict[str, Any]:
-    meta, has_magic = _read_meta(file)
-    syntax = _text(meta, "TransferSyntaxUID")
-    stream: BinaryIO = file
-    if syntax == DEFLATED:
-        stream = deflated.reader(file)
-    elif syntax is None:
-        syntax = _guessed_syntax(file)
+    data_set = Opened.of(file)
     pixels: dict[str, Any] = {}
 
     def at_pixels(tag: BaseTag, vr: str | None, length: int) -> bool:
-        if tag not in _PIXEL_TAGS:
-            return False
         if tag == _PIXEL_DATA:
-            pixels.update(offset=stream.tell(), length=length, vr=vr)
-        return True
+            pixels.update(offset=data_set.stream.tell(), length=length, vr=vr)
+        return tag in PIXEL_TAGS
 
-    header = read_dataset(
-        stream,
-        syntax == IMPLICIT_LITTLE,
-        syntax != EXPLICIT_BIG,
-        stop_when=at_pixels,
-        defer_size=_LONGEST_VALUE,
-        specific_tags=_TAGS,
-    )
-    sop_class = _text(meta, "MediaStorageSOPClassUID") or _text(header, "SOPClassUID") or ""
-    if not has_magic and not sop_class.startswith("1."):
+    header = data_set.elements(_KEYWORDS, at_pixels, _LONGEST_VALUE)
+    sop_class = text_of(data_set.meta, "MediaStorageSOPClassUID") or text_of(header, "SOPClassUID") or ""
+    if not data_set.has_magic and not sop_class.startswith("1."):
         raise Refused("not_dicom", "no preamble and no SOP class")
     if sop_class == _DIRECTORY or "OffsetOfTheFirstDirectoryRecordOfTheRootDirectoryEntity" in header:
         raise Refused("dicomdir", "a directory of files, not an image")
     facts = _identity(header) | _acquisition(header) | _pixel_module(header)
     if facts["image_id"] is None:
         facts["image_id"] = file_sha256(file)
-    return facts | _pixel_value(file, syntax, pixels)
+    if data_set.syntax in _ALWAYS_LOSSY:
+        facts["lossy"] = True
+    return facts | _pixel_value(file, data_set.syntax, pixels)
 
 
 def _read_meta(file: BinaryIO) -> tuple[Dataset, bool]:
@@ -178,7 +253,7 @@ def _read_meta(file: BinaryIO) -> tuple[Dataset, bool]:
         if start[:2] not in (b"\x02\x00", b"\x08\x00", b"\x00\x08"):
             raise Refused("not_dicom", "no preamble, and no DICOM element at its start")
         file.seek(0)
-    meta = read_dataset(
+    meta = _elements(
         file,
         False,
         True,
@@ -213,41 +288,41 @@ def _pixel_value(file: BinaryIO, syntax: str, pixels: dict[str, Any]) -> dict[st
 
 
 def _identity(header: Dataset) -> dict[str, Any]:
-    study_date = _date(header, "StudyDate") or _date(header, "AcquisitionDate")
-    sex = (_text(header, "PatientSex") or "").upper()
+    study_date = date_of(header, "StudyDate") or date_of(header, "AcquisitionDate")
+    sex = (text_of(header, "PatientSex") or "").upper()
     return {
-        "patient_id": _text(header, "PatientID"),
-        "study_id": _text(header, "StudyInstanceUID"),
-        "image_id": _text(header, "SOPInstanceUID"),
-        "accession_number": _text(header, "AccessionNumber"),
+        "patient_id": text_of(header, "PatientID"),
+        "study_id": text_of(header, "StudyInstanceUID"),
+        "image_id": text_of(header, "SOPInstanceUID"),
+        "accession_number": text_of(header, "AccessionNumber"),
         "study_date": study_date,
-        "acquisition_time": _time(header, "AcquisitionTime") or _time(header, "ContentTime"),
+        "acquisition_time": time_of(header, "AcquisitionTime") or time_of(header, "ContentTime"),
         "sex": sex if sex in ("F", "M") else None,
-        "age_years": _age_years(_text(header, "PatientAge"), _date(header, "PatientBirthDate"), study_date),
+        "age_years": age_years(text_of(header, "PatientAge"), date_of(header, "PatientBirthDate"), study_date),
     }
 
 
 def _acquisition(header: Dataset) -> dict[str, Any]:
-    codes = _value(header, "ViewCodeSequence")
+    codes = value_of(header, "ViewCodeSequence")
     evidence = {
-        "view_code_sequence": _text(codes[0], "CodeValue") if codes else None,
-        "view_position": _text(header, "ViewPosition"),
-        "series_description": _text(header, "SeriesDescription"),
-        "protocol_name": _text(header, "ProtocolName"),
-        "patient_orientation": _text(header, "PatientOrientation"),
+        "view_code_sequence": text_of(codes[0], "CodeValue") if codes else None,
+        "view_position": text_of(header, "ViewPosition"),
+        "series_description": text_of(header, "SeriesDescription"),
+        "protocol_name": text_of(header, "ProtocolName"),
+        "patient_orientation": text_of(header, "PatientOrientation"),
     }
     view, view_source, view_conflict = view_from(evidence)
-    burned_in = (_text(header, "BurnedInAnnotation") or "").upper()
-    lossy = _text(header, "LossyImageCompression")
+    burned_in = (text_of(header, "BurnedInAnnotation") or "").upper()
+    lossy = text_of(header, "LossyImageCompression")
     return {
-        "modality": _text(header, "Modality"),
-        "body_part_examined": _text(header, "BodyPartExamined"),
+        "modality": text_of(header, "Modality"),
+        "body_part_examined": text_of(header, "BodyPartExamined"),
         "view": view,
         "view_source": view_source,
         "view_conflict": view_conflict,
-        "manufacturer": _text(header, "Manufacturer"),
-        "model_name": _text(header, "ManufacturerModelName"),
-        "presentation_intent_type": _text(header, "PresentationIntentType"),
+        "manufacturer": text_of(header, "Manufacturer"),
+        "model_name": text_of(header, "ManufacturerModelName"),
+        "presentation_intent_type": text_of(header, "PresentationIntentType"),
         "burned_in_annotation": {"YES": True, "NO": False}.get(burned_in),
         "lossy": None if lossy is None else lossy == "01",
     }
@@ -255,84 +330,22 @@ def _acquisition(header: Dataset) -> dict[str, Any]:
 
 def _pixel_module(header: Dataset) -> dict[str, Any]:
     return {
-        "rows": _integer(header, "Rows"),
-        "columns": _integer(header, "Columns"),
-        "bits_allocated": _integer(header, "BitsAllocated"),
-        "bits_stored": _integer(header, "BitsStored"),
-        "high_bit": _integer(header, "HighBit"),
-        "pixel_representation": _integer(header, "PixelRepresentation"),
-        "samples_per_pixel": _integer(header, "SamplesPerPixel"),
-        "number_of_frames": _integer(header, "NumberOfFrames"),
-        "photometric_interpretation": _text(header, "PhotometricInterpretation"),
-        "presentation_lut_shape": _text(header, "PresentationLUTShape"),
-        "rescale_slope": _number(header, "RescaleSlope"),
-        "rescale_intercept": _number(header, "RescaleIntercept"),
-        "modality_lut": bool(_value(header, "ModalityLUTSequence")),
-        "voi_lut": bool(_value(header, "VOILUTSequence")),
-        "pixel_spacing_mm": _spacing_mm(header),
+        "rows": integer_of(header, "Rows"),
+        "columns": integer_of(header, "Columns"),
+        "bits_allocated": integer_of(header, "BitsAllocated"),
+        "bits_stored": integer_of(header, "BitsStored"),
+        "high_bit": integer_of(header, "HighBit"),
+        "pixel_representation": integer_of(header, "PixelRepresentation"),
+        "samples_per_pixel": integer_of(header, "SamplesPerPixel"),
+        "number_of_frames": integer_of(header, "NumberOfFrames"),
+        "photometric_interpretation": text_of(header, "PhotometricInterpretation"),
+        "presentation_lut_shape": text_of(header, "PresentationLUTShape"),
+        "rescale_slope": number_of(header, "RescaleSlope"),
+        "rescale_intercept": number_of(header, "RescaleIntercept"),
+        "modality_lut": is_there(header, "ModalityLUTSequence"),
+        "voi_lut": is_there(header, "VOILUTSequence"),
+        "window_center": number_of(header, "WindowCenter"),
+        "window_width": number_of(header, "WindowWidth"),
+        "voi_lut_function": text_of(header, "VOILUTFunction"),
+        "pixel_spacing_mm": spacing_mm_of(header),
     }
-
-
-def _value(header: Dataset, keyword: str) -> Any:
-    try:
-        return header.get(keyword)
-    except Exception:
-        # pydicom converts on access and raises what the malformed value trips over: an unreadable value is no value.
-        return None
-
-
-def _text(header: Dataset, keyword: str) -> str | None:
-    value = _value(header, keyword)
-    if isinstance(value, MultiValue | list):
-        value = "\\".join(str(part) for part in value)
-    if value is None:
-        return None
-    text = str(value).replace("\0", "").strip()
-    return text.encode("utf-8", "replace").decode("utf-8") or None
-
-
-def _number(header: Dataset, keyword: str) -> float | None:
-    value = _value(header, keyword)
-    if isinstance(value, MultiValue | list):
-        value = value[0] if value else None
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _integer(header: Dataset, keyword: str) -> int | None:
-    number = _number(header, keyword)
-    return int(number) if number is not None and abs(number) < 2**53 else None
-
-
-def _spacing_mm(header: Dataset) -> float | None:
-    """Row spacing at the patient where known, else at the detector; zero spacing says nothing."""
-    spacings = (_number(header, keyword) for keyword in ("PixelSpacing", "ImagerPixelSpacing"))
-    return next((spacing for spacing in spacings if spacing is not None and spacing > 0), None)
-
-
-def _date(header: Dataset, keyword: str) -> date | None:
-    digits = (_text(header, keyword) or "").replace(".", "")  # YYYY.MM.DD: ACR-NEMA, PS3.5 6.2
-    try:
-        return date(int(digits[:4]), int(digits[4:6]), int(digits[6:8])) if len(digits) == 8 else None
-    except ValueError:
-        return None
-
-
-def _time(header: Dataset, keyword: str) -> str | None:
-    match = re.match(r"([01]\d|2[0-3]):?([0-5]\d):?([0-5]\d)", _text(header, keyword) or "")
-    return ":".join(match.groups()) if match else None
-
-
-def _age_years(stated: str | None, birth_date: date | None, study_date: date | None) -> float | None:
-    """Return PatientAge (PS3.5 AS, or bare years), else the time from birth to study."""
-    match = re.fullmatch(r"(\d{1,3})\s*([DWMY]?)", (stated or "").upper())
-    if match:
-        age = int(match.group(1)) * _YEARS_PER_UNIT[match.group(2)]
-    elif birth_date is not None and study_date is not None:
-        age = (study_date - birth_date).days / _DAYS_PER_YEAR
-    else:
-        return None
-    return age if 0 <= age <= _OLDEST_YEARS else None

@@ -281,7 +281,6 @@ def _undecodable(facts: _Facts) -> str | None:
         ("multi_frame", lambda: (facts["number_of_frames"] or 1) > 1),
         ("not_grayscale", lambda: is_dicom and not _is_grayscale(facts)),
         ("unsupported_pixels", lambda: not _has_known_pixels(facts)),
-        ("modality_lut", lambda: facts["modality_lut"]),
         ("unsupported_transfer_syntax", lambda: is_dicom and not _has_known_syntax(facts)),
         ("too_large", lambda: facts["rows"] * facts["columns"] > codecs.MAXIMUM_PIXELS),
         ("truncated", lambda: is_dicom and not _is_whole(facts)),

@@ -184,15 +184,16 @@ def predict(
     return found
 
 
-def features(folder: Path, name: str, images: Path, settings: Settings) -> NDArray[np.float32]:
-    """What the head of a network of `train_all` is given for every image: (n, d), in the order of the images."""
+def features(folder: Path, name: str, images: Path, n: int, settings: Settings) -> NDArray[np.float32]:
+    """What the head of a network of `train_all` is given for each of the first n images: (n, d), in their order."""
     pixels = np.load(images, mmap_mode="r")
     device = torch.device(settings.device)
     network = networks.load(folder / name).to(device)
     with torch.inference_mode(), networks.Features(network) as given:
         found = []
-        for start in range(0, len(pixels), settings.batch_size):
-            networks.logits(network, _scaled(pixels[start : start + settings.batch_size]).to(device))
+        for start in range(0, n, settings.batch_size):
+            part = np.array(pixels[start : min(n, start + settings.batch_size)])
+            networks.logits(network, _scaled(part).to(device))
             found.append(given.last().cpu().numpy())
     return np.concatenate(found)
 

@@ -68,7 +68,7 @@ def train(study: Study, machine: Machine, console: Console) -> Path:
     with console.progress("Training networks (epochs)", len(jobs) * section.epochs) as advance:
         training.train_all(jobs, scratch / "images.npy", finished, settings, machine.workers, advance)
     people = _with_logits(people, finished, section.folds)
-    features = training.features(finished, _FAMILIAR_TO, scratch / "images.npy", settings)
+    features = training.features(finished, _FAMILIAR_TO, scratch / "images.npy", len(people), settings)
     unseen = people["fold"].to_numpy() == 0
     familiar = familiarity.fit(features[~unseen], features[unseen])
     layers, grid = scores.develop(people, section.integrate, section.folds)

@@ -3,56 +3,17 @@
 import time
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
 import polars as pl
-import pydicom
 from lifelines import CoxPHFitter
-from pydicom.dataset import FileMetaDataset
-from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 from ratios import seconds, tell
 
 from cohort_scorer import study as study_file
-from cohort_scorer.imaging import index, radiograph
 from cohort_scorer.simulation.study import write_study
 from cohort_scorer.stages import Machine, Silent
 from cohort_scorer.stages.index import index as index_step
 from cohort_scorer.statistics import cox
-
-
-def write_film(path: Path) -> None:
-    dataset = pydicom.Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.SOPClassUID = DigitalXRayImageStorageForPresentation
-    dataset.SOPInstanceUID = generate_uid(entropy_srcs=["bench"])
-    dataset.PatientID, dataset.Modality, dataset.BodyPartExamined, dataset.ViewPosition = "1", "DX", "CHEST", "PA"
-    dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = 2500, 2048, 1
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 12, 11, 0
-    dataset.PhotometricInterpretation = "MONOCHROME2"
-    pixels = np.random.default_rng(1).integers(0, 4096, (2500, 2048), dtype=np.uint16)
-    dataset.PixelData = pixels.tobytes()
-    dataset.save_as(path, enforce_file_format=True)
-
-
-def test_uncompressed_film_to_model_input_against_pydicom_and_float64(tmp_path: Path) -> None:
-    write_film(tmp_path / "film.dcm")
-    rules = index.Rules(("DX",), ("CHEST",), ("PA",), "exclude")
-    files = index.find_files(tmp_path, None)
-    rows, _ = index.read_headers(files, tmp_path, "root", None, rules, 1, lambda _: None)
-    row = rows.row(0, named=True)
-
-    def naive() -> object:
-        values = pydicom.dcmread(tmp_path / "film.dcm").pixel_array.astype(np.float64)
-        low, high = np.percentile(values, (1, 99))
-        return cv2.resize(np.clip((values - low) / (high - low), 0, 1), (512, 512), interpolation=cv2.INTER_AREA)
-
-    tell(
-        "film to model input, pydicom + float64 percentiles + resize against ours",
-        seconds(naive, 5),
-        seconds(lambda: radiograph.read(row, tmp_path, 512), 5),
-    )
 
 
 def test_second_index_against_the_first(tmp_path: Path) -> None:

@@ -1,18 +1,21 @@
 """From stored integers to what a network sees."""
 
+from dataclasses import asdict
 from pathlib import Path
 
+import cv2
 import numpy as np
 import polars as pl
 import pytest
-from films import ENCAPSULATED_LOSSLESS, EXPLICIT, JPEG_2000_LOSSLESS, NATIVE, film, write_film
+from films import BASELINE, ENCAPSULATED_LOSSLESS, EXPLICIT, EXTENDED, JPEG_2000_LOSSLESS, NATIVE, film, write_film
 from PIL import Image
 from test_codecs import EVERYTHING, REALDATA, index_of
+from test_display import area_weights
 
 from cohort_scorer import schemas
 from cohort_scorer.imaging import radiograph
 from cohort_scorer.imaging.index import find_files, read_headers
-from cohort_scorer.imaging.radiograph import PREPROCESSING, Preprocessing, Radiograph, read, read_many
+from cohort_scorer.imaging.radiograph import PREPROCESSING, Preprocessing, Radiograph, develop, fetch, read, read_many
 from cohort_scorer.imaging.refusal import Refused
 
 
@@ -106,6 +109,17 @@ def test_percentiles_fill_the_range_and_outliers_do_not_move_it(tmp_path):
     assert np.abs(plain[8:].astype(int) - burned[8:]).max() < 200
 
 
+@pytest.mark.parametrize("shape", [(250, 204), (301, 203), (96, 331), (320, 2), (128, 99)], ids=str)
+def test_pixels_are_area_means_to_the_last_step_of_16_bits(tmp_path, shape):
+    pixels = np.random.default_rng(7).integers(0, 2**16, shape).astype(np.uint16)
+    pixels[: shape[0] // 3], pixels[-shape[0] // 3 :] = 0, 65535  # so that the percentiles are the whole range
+    rows, columns = (max(1, int(length * 64 / max(shape) + 0.5)) for length in shape)
+    exact = area_weights(shape[0], rows) @ pixels @ area_weights(shape[1], columns).T
+    image = seen(write_film(tmp_path / "a", pixels, BitsStored=16, HighBit=15), 64).image
+    top, left = (64 - rows) // 2, (64 - columns) // 2
+    assert np.abs(image[top : top + rows, left : left + columns] - exact).max() < 1.01
+
+
 def test_a_film_of_one_value_has_no_contrast(tmp_path):
     path = write_film(tmp_path / "a", np.full((40, 40), 7, np.uint16))
     with pytest.raises(Refused, match="no_contrast"):
@@ -160,7 +174,9 @@ def test_the_preprocessing_id_covers_size_and_every_parameter():
     assert known == Preprocessing().identifier(512)
     assert len(known) == 16
     assert known != PREPROCESSING.identifier(256)
-    assert known != Preprocessing(upper_percentile=99.5).identifier(512)
+    for name, value in asdict(PREPROCESSING).items():
+        other = value + 1 if isinstance(value, int | float) else f"{value} or another"
+        assert known != Preprocessing(**{name: other}).identifier(512), name
 
 
 def test_quality_columns_are_those_of_the_schema_and_see_an_inverted_film(tmp_path):
@@ -168,11 +184,53 @@ def test_quality_columns_are_those_of_the_schema_and_see_an_inverted_film(tmp_pa
     body = ((np.hypot(x, y) < 0.8) * 3000 + film(200, 200) // 8).astype(np.uint16)
     quality = seen(write_film(tmp_path / "a", body), 64).quality
     inverted = seen(write_film(tmp_path / "b", body, PhotometricInterpretation="MONOCHROME1"), 64).quality
-    assert set(quality) <= set(schemas.columns("network_outputs"))
+    assert set(quality) < set(schemas.columns("network_outputs"))
     assert quality["border_centre"] < -0.3 < 0.3 < inverted["border_centre"]
     assert quality["aspect"] == 1.0
     saturated = np.where(body > 1000, 4095, body).astype(np.uint16)
     assert seen(write_film(tmp_path / "c", saturated), 64).quality["clipped_percent"] > 30 > quality["clipped_percent"]
+
+
+def test_blur_lowers_sharpness_and_contrast_does_not(tmp_path):
+    pixels = film(256, 256, seed=3)
+    blurred = cv2.GaussianBlur(pixels, (0, 0), 4)
+    sharp, dim, soft = (
+        seen(write_film(tmp_path / name, values), 256).quality["sharpness"]
+        for name, values in (("a", pixels), ("b", pixels // 2 + 900), ("c", blurred))
+    )
+    assert dim == pytest.approx(sharp, rel=0.01)
+    assert soft < sharp / 5
+
+
+def test_quality_carries_what_the_header_says_and_nothing_where_it_is_silent(tmp_path):
+    silent = seen(write_film(tmp_path / "a", film())).quality
+    names = ("view_conflict", "for_processing", "burned_in_annotation", "lossy")
+    assert [silent[name] for name in names] == [False, None, None, None]
+    said = {"PresentationIntentType": "FOR PROCESSING", "BurnedInAnnotation": "YES", "LossyImageCompression": "01"}
+    loud = seen(write_film(tmp_path / "b", film(), ViewPosition="PA", SeriesDescription="Chest AP", **said)).quality
+    assert [loud[name] for name in names] == [True] * 4
+    said = {"PresentationIntentType": "FOR PRESENTATION", "BurnedInAnnotation": "NO", "LossyImageCompression": "00"}
+    assert [seen(write_film(tmp_path / "c", film(), **said)).quality[name] for name in names] == [False] * 4
+
+
+@pytest.mark.parametrize("stated", [None, "00", "01"])
+@pytest.mark.parametrize(("syntax", "bits"), [(BASELINE, 8), (EXTENDED, 12)])
+def test_a_syntax_that_is_lossy_by_nature_is_lossy_whatever_the_header_says(tmp_path, syntax, bits, stated):
+    path = write_film(tmp_path / "a", film(bits=bits), syntax, LossyImageCompression=stated)
+    assert seen(path).quality["lossy"] is True
+
+
+def test_a_strip_one_pixel_wide_is_measured_too(tmp_path):
+    quality = seen(write_film(tmp_path / "a", film(200, 1))).quality
+    assert all(np.isfinite(quality[name]) for name in ("sharpness", "border_centre", "clipped_percent"))
+
+
+def test_what_was_fetched_needs_no_file(tmp_path):
+    path = write_film(tmp_path / "a", film(), WindowCenter="2000", WindowWidth="3000")
+    row = index_of(tmp_path).row(0, named=True)
+    plain, fetched = read(row, tmp_path, 32), fetch(row, tmp_path)
+    path.unlink()
+    assert np.array_equal(develop(row, fetched, 32).image, plain.image)
 
 
 def test_many_films_come_in_row_order_whatever_the_workers_and_never_all_at_once(tmp_path, monkeypatch):
