@@ -159,14 +159,14 @@ def reserve(path: Path, size: int) -> None:
         )
 
 
-def read_own(path: Path) -> pl.DataFrame:
-    """Read a Parquet file that an earlier step wrote.
+def read_own(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
+    """Read a Parquet file that an earlier step wrote, or some of its columns.
 
     Raises:
         MachineError: the file is damaged.
     """
     try:
-        return pl.read_parquet(path)
+        return pl.read_parquet(path, columns=columns)
     except pl.exceptions.PolarsError as fault:
         raise MachineError(
             f"{path.parent.name}/{path.name} is damaged.",

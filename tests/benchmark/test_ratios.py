@@ -55,8 +55,8 @@ def write_film(path: Path) -> None:
 def test_uncompressed_film_to_model_input_against_pydicom_and_float64(tmp_path: Path) -> None:
     write_film(tmp_path / "film.dcm")
     rules = index.Rules(("DX",), ("CHEST",), ("PA",), "exclude")
-    files = index.find_files(tmp_path, None)
-    rows, _ = index.read_headers(files, tmp_path, "root", None, rules, 1, lambda _: None)
+    files = index.find_files(tmp_path, None).with_columns(root=pl.lit("root"))
+    ((rows, _),) = index.read_headers(files, {"root": tmp_path}, None, rules, 1, lambda _: None)
     row = rows.row(0, named=True)
 
     def naive() -> object:

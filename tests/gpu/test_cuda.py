@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
@@ -15,7 +16,8 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is 
 def test_cuda_and_cpu_agree(tmp_path: Path) -> None:
     root = write_study(tmp_path / "study", n_patients=40, seed=11).parent / "archive"
     rules = index.Rules(("CR", "DX"), ("CHEST",), ("PA", "AP"), "exclude")
-    rows, _ = index.read_headers(index.find_files(root, None), root, "archive", None, rules, 1, lambda _: None)
+    files = index.find_files(root, None).with_columns(root=pl.lit("archive"))
+    rows = pl.concat(rows for rows, _ in index.read_headers(files, {"archive": root}, None, rules, 1, lambda _: None))
     rows = rows.filter("eligible").unique("image_id", keep="first", maintain_order=True)
     found = {}
     for name in ("cpu", "cuda"):

@@ -23,13 +23,14 @@ from films import (
     NATIVE,
     RLE,
     film,
+    read_headers,
     write_film,
 )
 
 from cohort_scorer import schemas
 from cohort_scorer.imaging import codecs
 from cohort_scorer.imaging.files import path_of
-from cohort_scorer.imaging.index import Rules, find_files, read_headers
+from cohort_scorer.imaging.index import Rules, find_files
 from cohort_scorer.imaging.refusal import Refused
 
 EVERYTHING = Rules(("CR", "DX", "RG", "CT", "MR", "OT"), ("CHEST", ""), ("PA", "AP"), "include")
