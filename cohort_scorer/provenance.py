@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import time
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ def digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
+@cache
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that make numbers; metadata only, nothing is imported."""
     found = {"python": platform.python_version()}

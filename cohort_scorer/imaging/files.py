@@ -6,7 +6,9 @@ break or with markup is plain ASCII text everywhere else.
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import islice, permutations
 from pathlib import Path
 from urllib.parse import quote, unquote_to_bytes
 
@@ -16,6 +18,7 @@ from cohort_scorer.errors import StudyFileError
 from cohort_scorer.imaging.refusal import Refused
 
 _SEPARATOR = os.fsencode(os.sep)
+_BATCH_FILES = 2_000
 _COLUMNS = {
     "uri": pl.String,
     "file_size": pl.Int64,
@@ -52,7 +55,28 @@ def find_files(root: Path, listing: pl.DataFrame | None) -> pl.DataFrame:
         )
     real_root = os.path.realpath(os.fsencode(root))
     found = _walk(real_root) if listing is None else _look_up(real_root, listing["uri"].to_list())
-    return pl.DataFrame(list(found), schema=_COLUMNS, orient="row").sort("uri", "listed_uri")
+    batches = iter(lambda: list(islice(found, _BATCH_FILES)), [])  # As Python objects they take three times the memory.
+    frames = [pl.DataFrame(batch, schema=_COLUMNS, orient="row") for batch in batches]
+    return pl.concat([pl.DataFrame(schema=_COLUMNS), *frames]).sort("uri", "listed_uri")
+
+
+def refuse_nested(roots: Mapping[str, Path]) -> None:
+    """Refuse roots that hold one another: their files would be found twice, and be duplicates of themselves.
+
+    Args:
+        roots: Folder by name; symbolic links are followed.
+
+    Raises:
+        StudyFileError: one root is another, or lies below it.
+    """
+    places = [os.path.realpath(os.fsencode(root)) for root in roots.values()]
+    nested = sum(place == other or _is_inside(other, place) for place, other in permutations(places, 2))
+    if nested:
+        raise StudyFileError(
+            "study.toml: [archive] root names folders that hold one another.",
+            f"Expected {len(places)} folders, none of them another or below it; found {nested} that are.",
+            "Keep the outer folder, or name folders that stand side by side.",
+        )
 
 
 def path_of(root: Path, uri: str) -> Path:
@@ -72,22 +96,27 @@ def _uri(relative: bytes) -> str:
 
 
 def _walk(root: bytes) -> Iterator[_Found]:
-    folders = [b""]
+    folders = [(b"", "")]
     while folders:
-        folder = folders.pop()
+        folder, prefix = folders.pop()
         try:
             with os.scandir(os.path.join(root, folder)) as scanned:  # noqa: PTH118 (names are bytes)
-                entries = [(os.path.join(folder, entry.name), entry) for entry in scanned]  # noqa: PTH118
+                entries = list(scanned)
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # Removed since its parent was read.
         except OSError:
-            yield _uri(folder), None, None, "unreadable_file", None
+            if not folder:
+                raise  # An archive that does not answer is not an empty one.
+            yield prefix.rstrip("/"), None, None, "unreadable_file", None
             continue
-        for relative, entry in entries:
+        for entry in entries:
+            uri = prefix + quote(entry.name)
             if entry.is_dir(follow_symlinks=False):
-                folders.append(relative)
+                folders.append((os.path.join(folder, entry.name), uri + "/"))  # noqa: PTH118
             elif not entry.is_symlink():
-                yield _described(root, relative, None)
+                yield _described(uri, entry.stat, None)
             elif not _is_folder_inside(root, entry.path):
-                yield _resolved(root, relative, None)
+                yield _resolved(root, os.path.join(folder, entry.name), None)  # noqa: PTH118
 
 
 def _is_folder_inside(root: bytes, link: bytes) -> bool:
@@ -116,13 +145,12 @@ def _resolved(root: bytes, relative: bytes, listed_uri: str | None) -> _Found:
         return _uri(relative), None, None, "missing_file", listed_uri
     if relative.startswith(_SEPARATOR) or not _is_inside(root, target):
         return _uri(relative), None, None, "outside_root", listed_uri
-    return _described(root, relative, listed_uri)
+    return _described(_uri(relative), partial(os.stat, os.path.join(root, relative)), listed_uri)  # noqa: PTH118
 
 
-def _described(root: bytes, relative: bytes, listed_uri: str | None) -> _Found:
-    uri = _uri(relative)
+def _described(uri: str, look_up: Callable[[], os.stat_result], listed_uri: str | None) -> _Found:
     try:
-        status = os.stat(os.path.join(root, relative))  # noqa: PTH116, PTH118
+        status = look_up()
     except (FileNotFoundError, NotADirectoryError):
         return uri, None, None, "missing_file", listed_uri
     except OSError:

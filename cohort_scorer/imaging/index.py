@@ -5,23 +5,19 @@ not want, or that no decoder here reads, stays in the index, not eligible, with 
 """
 
 import hashlib
-import multiprocessing
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import polars as pl
 
 from cohort_scorer import schemas
-from cohort_scorer.imaging import codecs, header, pictures, radiograph
+from cohort_scorer.imaging import codecs, header, radiograph, reading
 from cohort_scorer.imaging.files import find_files, path_of
 from cohort_scorer.imaging.refusal import Refused
-from cohort_scorer.imaging.workers import begin
 
-__all__ = ["Rules", "find_files", "judge_again", "read_headers", "resolve_duplicates"]
+__all__ = ["Rules", "find_files", "judge_again", "read_headers", "refuse_problems", "resolve_duplicates"]
 
 VERSION: Final = 3
 """Raised when the same file gives another index row or refusal: older rows are then made again."""
@@ -29,8 +25,10 @@ VERSION: Final = 3
 PASSING: Final = ("missing_file", "unreadable_file", "changed_file")
 """Reasons that lie in the machine or the moment: such files are tried again."""
 
-_FILES_PER_TASK: Final = 100
-_FILES_WORTH_PROCESSES: Final = 2_000
+PART_FILES: Final = 2_000
+"""At most so many rows make one part of the index."""
+
+_BATCH_FILES: Final = 500
 _PROBLEMS: Final = {
     "outside_root": "the name leads out of the archive",
     "missing_file": "no such file",
@@ -82,48 +80,63 @@ class Rules:
 
 def read_headers(
     files: pl.DataFrame,
-    root: Path,
-    root_name: str,
+    roots: Mapping[str, Path],
     listing: pl.DataFrame | None,
     rules: Rules,
     workers: int,
     advance: Callable[[int], None],
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Read the headers of files found in one root.
+) -> Generator[tuple[pl.DataFrame, pl.DataFrame]]:
+    """Read the headers of files, 2,000 at a time; no more than that is held, however many there are.
 
     Args:
-        files: Rows of `find_files`, all or some.
-        root: The folder.
-        root_name: What the column `root` shall hold.
+        files: Rows of `find_files` without a problem, with the column `root`.
+        roots: Folder by the name in the column `root`.
         listing: The listing that `find_files` had. What it states stands above the header.
         rules: What the study wants.
-        workers: Processes, used where there are more than 2,000 files.
+        workers: Processes, used where there are more than 1,000 files.
         advance: Called with the number of files done since the last call.
 
-    Returns:
-        Rows in the schema `index` and rows in the schema `refusals`, both in the order of `files`; together as many
-        as `files`.
+    Yields:
+        Rows in the schema `index` (without `shard`, which a row gets when it is written) and rows in the schema
+        `refusals`, both in the order of `files`; together as many as files.
+
+    Raises:
+        MachineError: a process was killed from outside.
     """
-    sound = files.filter(pl.col("problem").is_null())
-    rows: list[_Facts] = []
-    refusals = [
-        _refusal(file | {"root": root_name}, file["problem"], _PROBLEMS[file["problem"]], listing is not None)
-        for file in files.filter(pl.col("problem").is_not_null()).iter_rows(named=True)
-    ]
-    advance(len(refusals))
-    listed = _listed_facts(sound, listing)
-    outcomes = _outcomes(sound["uri"].to_list(), root, listing is not None, workers)
-    for file, stated, (facts, reason, detail) in zip(sound.iter_rows(named=True), listed, outcomes, strict=True):
-        place = {"root": root_name} | {name: file[name] for name in ("uri", "file_size", "file_mtime_ns")}
-        if facts is None:
-            refusals.append(_refusal(place, reason, detail, listing is not None))
-        else:
-            rows.append(_judged(facts | place, stated, rules))
-        advance(1)
-    return (
-        pl.DataFrame(rows, schema=schemas.columns("index")),
-        pl.DataFrame(refusals, schema=schemas.columns("refusals")),
+    stated = [name for name in _LISTED if listing is not None and name in listing.columns]
+    if listing is not None:
+        known = listing.select("uri", *stated)
+        files = files.join(known, left_on="listed_uri", right_on="uri", how="left", maintain_order="left")
+    paths = (str(path_of(roots[root], uri)) for root, uri in files.select("root", "uri").iter_rows())
+    outcomes = reading.read_all(paths, len(files), listing is not None, workers)
+    for part in files.iter_slices(PART_FILES):
+        rows, refusals = [], []
+        for batch in part.iter_slices(_BATCH_FILES):
+            made, refused = _batch(batch, outcomes, stated if listing is not None else None, rules)
+            rows.append(made)
+            refusals.append(refused)
+            advance(len(batch))
+        yield pl.concat(rows), pl.concat(refusals)
+
+
+def refuse_problems(files: pl.DataFrame, listed: bool) -> pl.DataFrame:
+    """Refuse the files that need not be opened to know that they are no films.
+
+    Args:
+        files: Rows of `find_files`, with the column `root`.
+        listed: A listing names them.
+
+    Returns:
+        One row in the schema `refusals` for each file with a problem, in their order.
+    """
+    refused = files.filter(pl.col("problem").is_not_null()).select(
+        *_FILE,
+        step=pl.lit("index"),
+        reason="problem",
+        detail=pl.col("problem").replace_strict(_PROBLEMS, return_dtype=pl.String),
+        radiograph=pl.lit(listed),
     )
+    return schemas.conform(refused, "refusals")
 
 
 def judge_again(rows: pl.DataFrame, rules: Rules, listed: bool) -> pl.DataFrame:
@@ -203,45 +216,23 @@ def _refusal(place: Mapping[str, Any], reason: str, detail: str, radiograph: boo
     return kept | {"step": "index", "reason": reason, "detail": detail, "radiograph": radiograph}
 
 
-def _listed_facts(files: pl.DataFrame, listing: pl.DataFrame | None) -> Iterable[_Facts | None]:
-    """Return what the listing states of each file, in order; None without a listing."""
-    if listing is None:
-        return (None for _ in range(files.height))
-    stated = listing.select("uri", *(name for name in _LISTED if name in listing.columns))
-    joined = files.select(uri="listed_uri").join(stated, on="uri", how="left", maintain_order="left")
-    return joined.drop("uri").iter_rows(named=True)
-
-
-_Outcome = tuple[_Facts | None, str, str]
-
-
-def _outcomes(uris: list[str], root: Path, listed: bool, workers: int) -> Iterator[_Outcome]:
-    read = partial(_read_some, root, listed)
-    tasks = [uris[start : start + _FILES_PER_TASK] for start in range(0, len(uris), _FILES_PER_TASK)]
-    if workers == 1 or len(uris) <= _FILES_WORTH_PROCESSES:
-        for task in tasks:
-            yield from read(task)
-        return
-    # Spawned, not forked: the parent may hold threads and CUDA.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), begin) as pool:
-        for outcomes in pool.map(read, tasks):
-            yield from outcomes
-
-
-def _read_some(root: Path, listed: bool, uris: Iterable[str]) -> list[_Outcome]:
-    return [_read_one(path_of(root, uri), listed) for uri in uris]
-
-
-def _read_one(path: Path, listed: bool) -> _Outcome:
-    try:
-        try:
-            return header.read(path), "", ""
-        except Refused as refused:
-            if not (listed and refused.reason == "not_dicom"):
-                raise
-            return pictures.read_header(path), "", ""
-    except Refused as refused:
-        return None, refused.reason, refused.detail
+def _batch(
+    files: pl.DataFrame, outcomes: Iterator[reading.Outcome], stated: list[str] | None, rules: Rules
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Rows and refusals of the next files; `stated` are the columns of a listing, None without one."""
+    rows: list[_Facts] = []
+    refusals: list[_Facts] = []
+    for file, (facts, reason, detail) in zip(files.iter_rows(named=True), outcomes, strict=False):
+        if facts is None:
+            refusals.append(_refusal(file, reason, detail, stated is not None))
+        else:
+            place = {name: file[name] for name in _FILE}
+            listed = None if stated is None else {name: file[name] for name in stated}
+            rows.append(_judged(facts | place, listed, rules))
+    return (
+        pl.DataFrame(rows, schema=schemas.columns("index")),
+        pl.DataFrame(refusals, schema=schemas.columns("refusals")),
+    )
 
 
 def _judged(facts: _Facts, stated: _Facts | None, rules: Rules) -> _Facts:

@@ -4,12 +4,10 @@ On a CPU every network is trained by one thread of one process: small networks g
 networks side by side are twice as fast. On CUDA they are trained one after the other.
 """
 
-import multiprocessing
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,22 +86,15 @@ def held_out_logits(folder: Path, name: str) -> NDArray[np.float64]:
 
 
 def _in_processes(jobs: Sequence[Job], images: Path, folder: Path, settings: Settings, workers: int) -> Iterator[None]:
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(jobs)), context, processes.begin) as pool:
-        try:
-            for future in as_completed([pool.submit(_train_one, job, images, folder, settings) for job in jobs]):
-                yield future.result()
-        except BrokenProcessPool as fault:
-            raise MachineError(
-                "A process that trained a network was killed; the networks that were finished stand.",
-                "Expected memory for one batch of every network trained side by side; found too little, perhaps.",
-                "Run the same command again with fewer --workers.",
-            ) from fault
-        except BaseException:
-            # What is half trained would not be kept: waiting for it could take hours.
-            for child in multiprocessing.active_children():
-                child.terminate()
-            raise
+    killed = MachineError(
+        "A process that trained a network was killed; the networks that were finished stand.",
+        "Expected memory for one batch of every network trained side by side; found too little, perhaps.",
+        "Run the same command again with fewer --workers.",
+    )
+    # What is half trained when the pool ends early would not be kept: waiting for it could take hours.
+    with processes.pool(min(workers, len(jobs)), killed) as pool:
+        for future in as_completed([pool.submit(_train_one, job, images, folder, settings) for job in jobs]):
+            yield future.result()
 
 
 def _train_one(job: Job, images: Path, folder: Path, settings: Settings) -> None:

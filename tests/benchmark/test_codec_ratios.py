@@ -7,6 +7,7 @@ import imagecodecs
 import numpy as np
 import pydicom
 import pytest
+from films import read_headers
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels import get_decoder
@@ -79,7 +80,7 @@ def test_a_compressed_film_to_its_stored_integers_against_pydicom(tmp_path: Path
     frame = encode(pixels)
     write_film(tmp_path / "film.dcm", pixels, syntax, frame)
     rules = index.Rules(("DX",), ("CHEST",), ("PA",), "exclude")
-    rows, _ = index.read_headers(index.find_files(tmp_path, None), tmp_path, "root", None, rules, 1, lambda _: None)
+    rows, _ = read_headers(index.find_files(tmp_path, None), tmp_path, "root", None, rules, 1, lambda _: None)
     row = rows.row(0, named=True)
 
     def ours() -> np.ndarray:

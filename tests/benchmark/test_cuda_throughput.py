@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -11,10 +10,8 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from test_scoring_ratios import DenseNet121, archive
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from films import EXPLICIT, HTJ2K, JPEG_2000_LOSSLESS, JPEG_LS, LOSSLESS_SV1, RLE
+from test_scoring_ratios import DenseNet121, archive
 
 from cohort_scorer.imaging import decoding, networks, scoring
 

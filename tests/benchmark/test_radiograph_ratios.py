@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 import pydicom
 import pytest
+from films import read_headers
 from pydicom.dataset import FileMetaDataset
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
@@ -44,7 +45,7 @@ def write_film(path: Path, **attributes: str) -> None:
 def row_of(folder: Path) -> dict[str, object]:
     rules = index.Rules(("DX",), ("CHEST",), ("PA",), "exclude")
     files: pl.DataFrame = index.find_files(folder, None)
-    return index.read_headers(files, folder, "root", None, rules, 1, lambda _: None)[0].row(0, named=True)
+    return read_headers(files, folder, "root", None, rules, 1, lambda _: None)[0].row(0, named=True)
 
 
 def plainly(path: Path) -> np.ndarray:

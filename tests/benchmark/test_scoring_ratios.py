@@ -1,7 +1,6 @@
 """Scoring whole archives: against a loop, against decoding alone, and against what its parts cost alone."""
 
 import os
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,13 +12,11 @@ import pydicom
 import pytest
 import skimage.transform
 import torch
+from films import EXPLICIT, LOSSLESS_SV1, film, read_headers, write_film
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-from films import EXPLICIT, LOSSLESS_SV1, film, write_film
-
 from cohort_scorer.imaging import decoding, radiograph, scoring
-from cohort_scorer.imaging.index import Rules, find_files, read_headers
+from cohort_scorer.imaging.index import Rules, find_files
 
 CPU = torch.device("cpu")
 CORES = os.cpu_count() or 1

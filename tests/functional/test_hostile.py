@@ -2,18 +2,12 @@
 
 import os
 import struct
-import sys
 import zlib
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
-from memory import peak_bytes
-from PIL import Image
-from studies import COMMAND
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from films import (
     BASELINE,
     BIG_ENDIAN,
@@ -32,6 +26,9 @@ from films import (
     film,
     write_film,
 )
+from memory import peak_bytes
+from PIL import Image
+from studies import COMMAND
 
 from cohort_scorer import study as study_file
 from cohort_scorer.errors import EmptyCohortError

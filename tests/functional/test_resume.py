@@ -118,28 +118,31 @@ def test_score_goes_on_after_a_part_and_opens_no_film_twice(
 
 
 def test_index_goes_on_after_a_part(image_study: Path, image_study_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cohort_scorer.imaging import header
     from cohort_scorer.imaging import index as archive
-    from cohort_scorer.stages import index as stage
 
-    monkeypatch.setattr(stage, "_PART_ROWS", 64)
-    original, n_opened = archive.read_headers, []
+    monkeypatch.setattr(archive, "PART_FILES", 64)
+    original, opened = header.read, []
 
-    def stopped_in_the_second(files: pl.DataFrame, *others: object) -> object:
-        n_opened.append(len(files))
-        if len(n_opened) == 2:
+    def stopped_in_the_second(path: Path) -> Any:
+        opened.append(path)
+        if len(opened) == 100:
             raise KeyboardInterrupt
-        return original(files, *others)  # type: ignore[arg-type]
+        return original(path)
 
-    monkeypatch.setattr(archive, "read_headers", stopped_in_the_second)
+    monkeypatch.setattr(header, "read", stopped_in_the_second)
     assert cli("index", image_study).code == 130
-    assert cli("index", image_study).code == 0
-    assert sum(n_opened) - n_opened[1] == 179
     folder = "outputs/patient_level/index"
+    assert [path.name for path in (image_study / folder).glob("part-*")] == ["part-00000.parquet"]
+    assert cli("index", image_study).code == 0
+    assert len(opened) == 100 + 179 - 64
+    assert not set(opened[100:]) & set(opened[:64])
     done, wanted = (
         pl.concat(pl.read_parquet(path) for path in sorted((study / folder).glob("part-*.parquet")))
         for study in (image_study, image_study_run)
     )
-    assert done.drop("file_mtime_ns").sort("uri").equals(wanted.drop("file_mtime_ns").sort("uri"))
+    apart = ["file_mtime_ns", "shard"]
+    assert done.drop(apart).sort("uri").equals(wanted.drop(apart).sort("uri"))
 
 
 def test_a_corrected_bmi_changes_scores_without_a_network(

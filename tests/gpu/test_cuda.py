@@ -17,7 +17,8 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is 
 def archive(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pl.DataFrame]:
     root = write_study(tmp_path_factory.mktemp("gpu") / "study", n_patients=40, seed=11).parent / "archive"
     rules = index.Rules(("CR", "DX"), ("CHEST",), ("PA", "AP"), "exclude")
-    rows, _ = index.read_headers(index.find_files(root, None), root, "archive", None, rules, 1, lambda _: None)
+    files = index.find_files(root, None).with_columns(root=pl.lit("archive"))
+    rows = pl.concat(rows for rows, _ in index.read_headers(files, {"archive": root}, None, rules, 1, lambda _: None))
     rows = rows.filter("eligible").unique("image_id", keep="first", maintain_order=True)
     return root, rows.with_columns(shard=pl.lit("00000-00000"))
 

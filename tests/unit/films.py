@@ -1,16 +1,20 @@
 """Writes small real DICOM files for tests, in every transfer syntax that the package reads."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import imagecodecs
 import numpy as np
+import polars as pl
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.filewriter import dcmwrite
 from pydicom.pixels.encoders import RLELosslessEncoder
 from pydicom.uid import UID, ComputedRadiographyImageStorage
+
+from cohort_scorer import schemas
+from cohort_scorer.imaging import index
 
 IMPLICIT = "1.2.840.10008.1.2"
 EXPLICIT = "1.2.840.10008.1.2.1"
@@ -133,3 +137,22 @@ def write_film(path: Path, pixels: np.ndarray, syntax: str = EXPLICIT, **attribu
     header["PixelData"].is_undefined_length = syntax not in NATIVE
     dcmwrite(path, header, enforce_file_format=True)
     return path
+
+
+def read_headers(
+    files: pl.DataFrame,
+    root: Path,
+    root_name: str,
+    listing: pl.DataFrame | None,
+    rules: index.Rules,
+    workers: int,
+    advance: Callable[[int], None],
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Index rows and refusals of the files that `find_files` found in one root, in two tables."""
+    files = files.with_columns(root=pl.lit(root_name))
+    problems = index.refuse_problems(files, listing is not None)
+    advance(len(problems))
+    sound = files.filter(pl.col("problem").is_null())
+    parts = list(index.read_headers(sound, {root_name: root}, listing, rules, workers, advance))
+    nothing = pl.DataFrame(schema=schemas.columns("index"))
+    return pl.concat([nothing, *(rows for rows, _ in parts)]), pl.concat([problems, *(refused for _, refused in parts)])

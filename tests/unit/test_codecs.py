@@ -35,6 +35,7 @@ from films import (
     RLE,
     film,
     integers,
+    read_headers,
     signed_film,
     stream,
     write_film,
@@ -45,7 +46,7 @@ from pydicom.pixels import pixel_array
 
 from cohort_scorer import schemas
 from cohort_scorer.imaging import codecs
-from cohort_scorer.imaging.index import Rules, find_files, read_headers
+from cohort_scorer.imaging.index import Rules, find_files
 from cohort_scorer.imaging.refusal import Refused
 
 EVERYTHING = Rules(("CR", "DX", "RG", "CT", "MR", "OT"), ("CHEST", ""), ("PA", "AP"), "include")

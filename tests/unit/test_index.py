@@ -14,14 +14,28 @@ from urllib.parse import quote
 
 import polars as pl
 import pytest
-from films import BIG_ENDIAN, DEFLATED, EXPLICIT, HTJ2K, IMPLICIT, JPEG_LS, JPEG_XL, LOSSLESS_SV1, RLE, film, write_film
+from films import (
+    BIG_ENDIAN,
+    DEFLATED,
+    EXPLICIT,
+    HTJ2K,
+    IMPLICIT,
+    JPEG_LS,
+    JPEG_XL,
+    LOSSLESS_SV1,
+    RLE,
+    film,
+    read_headers,
+    write_film,
+)
 from PIL import Image
 from pydicom.dataset import Dataset
 
 from cohort_scorer import schemas
 from cohort_scorer.errors import StudyFileError
-from cohort_scorer.imaging import index
-from cohort_scorer.imaging.index import Rules, find_files, judge_again, read_headers, resolve_duplicates
+from cohort_scorer.imaging import index, reading
+from cohort_scorer.imaging.files import find_files
+from cohort_scorer.imaging.index import Rules, judge_again, resolve_duplicates
 
 pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR")  # pydicom, of what these tests write
 
@@ -313,8 +327,8 @@ def test_order_of_files_and_workers_change_nothing(tmp_path, monkeypatch):
     plain = read_headers(files, tmp_path, "archive", None, RULES, 1, lambda n: None)
     turned = read_headers(files.reverse(), tmp_path, "archive", None, RULES, 1, lambda n: None)
     assert plain[0].equals(turned[0].reverse())
-    monkeypatch.setattr(index, "_FILES_WORTH_PROCESSES", 1)
-    monkeypatch.setattr(index, "_FILES_PER_TASK", 2)
+    monkeypatch.setattr(reading, "_FILES_WORTH_PROCESSES", 1)
+    monkeypatch.setattr(reading, "_FILES_PER_TASK", 2)
     in_processes = read_headers(files, tmp_path, "archive", None, RULES, 2, lambda n: None)
     assert plain[0].equals(in_processes[0]) and plain[1].equals(in_processes[1])
 

@@ -7,14 +7,24 @@ import cv2
 import numpy as np
 import polars as pl
 import pytest
-from films import BASELINE, ENCAPSULATED_LOSSLESS, EXPLICIT, EXTENDED, JPEG_2000_LOSSLESS, NATIVE, film, write_film
+from films import (
+    BASELINE,
+    ENCAPSULATED_LOSSLESS,
+    EXPLICIT,
+    EXTENDED,
+    JPEG_2000_LOSSLESS,
+    NATIVE,
+    film,
+    read_headers,
+    write_film,
+)
 from PIL import Image
 from test_codecs import EVERYTHING, REALDATA, index_of
 from test_display import area_weights
 
 from cohort_scorer import schemas
 from cohort_scorer.imaging import radiograph
-from cohort_scorer.imaging.index import find_files, read_headers
+from cohort_scorer.imaging.index import find_files
 from cohort_scorer.imaging.radiograph import PREPROCESSING, Preprocessing, Radiograph, develop, fetch, read, read_many
 from cohort_scorer.imaging.refusal import Refused
 

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 import pydicom
 import pytest
-from films import BASELINE, EXTENDED, integers
+from films import BASELINE, EXTENDED, integers, read_headers
 from PIL import Image
 from pydicom.encaps import get_frame
 from pydicom.pixels import pixel_array
@@ -22,7 +22,7 @@ from test_codecs import REALDATA
 
 from cohort_scorer.imaging import codecs
 from cohort_scorer.imaging.files import path_of
-from cohort_scorer.imaging.index import Rules, find_files, read_headers
+from cohort_scorer.imaging.index import Rules, find_files
 from cohort_scorer.imaging.refusal import Refused
 
 PNG = REALDATA.parent / "png"
