@@ -4,8 +4,7 @@ A file is refused when it cannot become a row (nobody knows what it is, or which
 not want, or that no decoder here reads, stays in the index, not eligible, with the first reason that applies.
 """
 
-import hashlib
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +12,7 @@ from typing import Any, Final
 import polars as pl
 
 from cohort_scorer import schemas
-from cohort_scorer.imaging import codecs, header, radiograph, reading
+from cohort_scorer.imaging import codecs, decoding, header, reading
 from cohort_scorer.imaging.files import find_files, path_of
 from cohort_scorer.imaging.refusal import Refused
 
@@ -41,6 +40,7 @@ _SHARED = {
     "conflicting_id": "{} files share an image_id, with different pixels or patients",
     "unreadable_file": "{} files share an image_id, and one of them could not be read to compare their pixels",
 }
+_DECODED_SIDE_BY_SIDE = 2  # of the few files that share an identifier
 _FILE = ("root", "uri", "file_size", "file_mtime_ns")
 _LISTED = ("patient_id", "study_id", "study_date", "view", "site")
 
@@ -315,30 +315,29 @@ def _is_whole(facts: _Facts) -> bool:
 
 
 def _same_pixels(films: list[_Facts], roots: Mapping[str, Path]) -> bool:
-    """Compare films.
+    """Compare films: what is stored, else what it decodes to.
 
     Raises:
         Refused: one cannot be read at the moment, for a reason of PASSING.
     """
-    for fingerprint in (_stored_fingerprint, _displayed_fingerprint):
-        try:
-            found = {fingerprint(film, roots[film["root"]]) for film in films}
-        except Refused as refused:
-            if refused.reason in PASSING:
-                raise
-            continue
-        if len(found) == 1:
-            return True
-    return False
+    if _one_value(_stored_fingerprint(film, roots[film["root"]]) for film in films):
+        return True
+    if any(_undecodable(film) is not None for film in films):
+        return False
+    return _one_value(fingerprint for _, fingerprint in decoding.fingerprints(films, roots, _DECODED_SIDE_BY_SIDE))
 
 
-def _stored_fingerprint(film: _Facts, root: Path) -> str:
-    value = codecs.value_sha256(film, path_of(root, film["uri"]))
+def _one_value(fingerprints: Iterable[str | Refused]) -> bool:
+    found = list(fingerprints)
+    for fingerprint in found:
+        if isinstance(fingerprint, Refused) and fingerprint.reason in PASSING:
+            raise fingerprint
+    return len(set(found)) == 1 and isinstance(found[0], str)
+
+
+def _stored_fingerprint(film: _Facts, root: Path) -> str | Refused:
+    try:
+        value = codecs.value_sha256(film, path_of(root, film["uri"]))
+    except Refused as refused:
+        return refused
     return f"{value} {[film[name] for name in _APPEARANCE]}"
-
-
-def _displayed_fingerprint(film: _Facts, root: Path) -> str:
-    if _undecodable(film) is not None:
-        raise Refused("decode_failed", "no decoder")
-    pixels = radiograph.displayed(film, root)
-    return f"{hashlib.sha256(pixels.data).hexdigest()} {pixels.shape}"

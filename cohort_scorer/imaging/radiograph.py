@@ -10,16 +10,13 @@ import hashlib
 import json
 import math
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import cv2
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from cohort_scorer.imaging import codecs, display, look_up_tables
@@ -167,46 +164,10 @@ def develop(row: Mapping[str, Any], fetched: Fetched, size: int) -> Radiograph:
     return Radiograph(image, sha256, quality, decoded - started, time.perf_counter() - decoded)
 
 
-def read_many(
-    rows: pl.DataFrame, roots: Mapping[str, Path], size: int, workers: int, ahead: int = 0
-) -> Iterator[tuple[int, Radiograph | Refused]]:
-    """Read films in parallel threads, in row order.
-
-    Args:
-        rows: Eligible rows of the index.
-        roots: Folder by the name in the column `root`.
-        size: Side of the images in pixels.
-        workers: Threads. Decoders release the interpreter's lock.
-        ahead: Films that may be decoded before the caller takes them, at least 2 per worker: the bound on memory.
-
-    Yields:
-        Row number and what became of the row.
-    """
-    cv2.setNumThreads(1)  # the films are the parallel dimension
-    pending: deque[tuple[int, Future[Radiograph | Refused]]] = deque()
-    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        try:
-            for number, row in enumerate(rows.iter_rows(named=True)):
-                pending.append((number, pool.submit(_outcome, row, roots, size)))
-                if len(pending) >= max(ahead, 2 * workers):
-                    number, future = pending.popleft()
-                    yield number, future.result()
-            while pending:
-                number, future = pending.popleft()
-                yield number, future.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _outcome(row: Mapping[str, Any], roots: Mapping[str, Path], size: int) -> Radiograph | Refused:
-    try:
-        return read(row, roots[row["root"]], size)
-    except Refused as refused:
-        return refused.with_traceback(None)
-
-
 def fingerprint(row: Mapping[str, Any], fetched: Fetched) -> str:
-    """Hash all that a film holds: hex SHA-256 of Rows, Columns and its values as `displayed` returns them.
+    """Hash all that a film holds: hex SHA-256 of Rows, Columns and its values.
+
+    Values are taken at the top of 16 bits, unsigned and white high, but before look-up tables and windows.
 
     Args:
         row: A decodable row of the index.
@@ -218,24 +179,6 @@ def fingerprint(row: Mapping[str, Any], fetched: Fetched) -> str:
     film = _words(codecs.decode(row, fetched.value))
     display.raise_in_place(row, film)
     return hashlib.sha256(f"{film.shape}".encode() + film.tobytes()).hexdigest()
-
-
-def displayed(row: Mapping[str, Any], root: Path) -> Image16:
-    """Decode one film to values at the top of 16 bits, unsigned, white high but for look-up tables and windows.
-
-    Args:
-        row: A decodable row of the index.
-        root: The folder that row["uri"] is relative to.
-
-    Returns:
-        uint16 of shape (rows, columns).
-
-    Raises:
-        Refused: as `codecs.read_value` and `codecs.decode`, or outside_root.
-    """
-    words = _words(codecs.decode(row, codecs.read_value(row, path_of(root, row["uri"]))))
-    display.raise_in_place(row, words)
-    return words
 
 
 def _words(stored: codecs.Pixels) -> Image16:

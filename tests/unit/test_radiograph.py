@@ -23,9 +23,8 @@ from test_codecs import EVERYTHING, REALDATA, index_of
 from test_display import area_weights
 
 from cohort_scorer import schemas
-from cohort_scorer.imaging import radiograph
 from cohort_scorer.imaging.index import find_files
-from cohort_scorer.imaging.radiograph import PREPROCESSING, Preprocessing, Radiograph, develop, fetch, read, read_many
+from cohort_scorer.imaging.radiograph import PREPROCESSING, Preprocessing, Radiograph, develop, fetch, read
 from cohort_scorer.imaging.refusal import Refused
 
 
@@ -241,33 +240,6 @@ def test_what_was_fetched_needs_no_file(tmp_path):
     plain, fetched = read(row, tmp_path, 32), fetch(row, tmp_path)
     path.unlink()
     assert np.array_equal(develop(row, fetched, 32).image, plain.image)
-
-
-def test_many_films_come_in_row_order_whatever_the_workers_and_never_all_at_once(tmp_path, monkeypatch):
-    for number in range(30):
-        write_film(tmp_path / f"{number:02}", film(40 + number, 50, seed=number))
-    (tmp_path / "07").write_bytes(b"gone")
-    rows = index_of(tmp_path)
-    rows = pl.concat([rows, rows.head(1).with_columns(uri=pl.lit("absent"))])
-    n_read = 0
-    plain = radiograph.read
-
-    def counting(row, root, size):
-        nonlocal n_read
-        n_read += 1
-        return plain(row, root, size)
-
-    monkeypatch.setattr(radiograph, "read", counting)
-    found = {}
-    for workers in (1, 3):
-        n_read = 0
-        found[workers] = []
-        for number, outcome in read_many(rows, {"archive": tmp_path}, 32, workers):
-            assert n_read <= number + 2 * workers + 1
-            found[workers].append((number, outcome.reason if isinstance(outcome, Refused) else outcome.pixel_sha256))
-    assert found[1] == found[3]
-    assert [number for number, _ in found[1]] == list(range(30))
-    assert found[1][-1] == (29, "missing_file")
 
 
 @pytest.mark.skipif(not REALDATA.is_dir(), reason="no real films beside the repository (../shared/realdata)")
