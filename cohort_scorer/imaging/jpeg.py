@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
+import cv2
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
@@ -171,5 +172,5 @@ def _bits_taken(pixels: NDArray[Any], bits: int, bits_of: NDArray[np.uint8]) -> 
         np.subtract(rows[1:, 0], rows[:-1, 0], out=differences[1:, 0])
         differences[0, 0] = (int(rows[0, 0]) - above) % 2**16
         above = int(rows[-1, 0])
-        total += int(np.take(bits_of, differences).sum(dtype=np.uint32))
+        total += int(cv2.sumElems(cv2.LUT(differences, bits_of))[0])
     return total
