@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
+import cv2
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +19,15 @@ from cohort_scorer.imaging.refusal import Refused
 
 # ISO/IEC 10918-1 table B.1 (0xC4, 0xC8 and 0xCC start no frame) and ISO/IEC 14495-1 (0xF7).
 _START_OF_IMAGE = b"\xff\xd8"
-_END_OF_IMAGE = b"\xff\xd9"
+_STUFFING, _END_OF_IMAGE = 0x00, 0xD9
 _LOSSLESS, _HUFFMAN_TABLES, _START_OF_SCAN, _RESTART_INTERVAL = 0xC3, 0xC4, 0xDA, 0xDD
 _STARTS_OF_FRAME: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}
 
 _PREDICTOR_LEFT = 1  # ISO/IEC 10918-1 table H.1
 _NO_CODE = 255  # bits: more than any difference takes
-_ROWS_AT_ONCE = 64  # whose differences stay in the processor's cache
+# Small enough that what is made of them stays in the processor's cache.
+_ROWS_AT_ONCE = 64
+_BYTES_AT_ONCE = 2**18
 
 
 def decode(frame: bytearray, must_fit: Callable[[Stream], None]) -> tuple[Stream, NDArray[Any]]:
@@ -40,10 +43,10 @@ def decode(frame: bytearray, must_fit: Callable[[Stream], None]) -> tuple[Stream
     Raises:
         Refused: truncated, decode_failed, shape_mismatch, or what `must_fit` raises.
     """
-    stream, segments = _walked(frame, signed=None)
+    stream, segments, codes = _walked(frame, signed=None)
     must_fit(stream)
     pixels = _decode(stream.content)
-    if not _is_whole(stream, segments, pixels):
+    if not _is_whole(stream, segments, codes, pixels):
         raise Refused("truncated", "the stream ends before its last pixel")
     return stream, pixels
 
@@ -54,7 +57,7 @@ def decode_ls(frame: bytearray, must_fit: Callable[[Stream], None]) -> tuple[Str
     CharLS itself reports data that end early, but where one byte is missing before the end marker: the pixels of that
     byte, the film's last, are then decoded from zeros.
     """
-    stream, _ = _walked(frame, signed=False)
+    stream, *_ = _walked(frame, signed=False)
     must_fit(stream)
     return stream, np.asarray(imagecodecs.jpegls_decode(stream.content))
 
@@ -82,7 +85,8 @@ def _segments(frame: bytearray) -> Iterator[_Segment]:
         yield _Segment(marker, bytes(frame[start:position]), position)
 
 
-def _walked(frame: bytearray, signed: bool | None) -> tuple[Stream, list[_Segment]]:
+def _walked(frame: bytearray, signed: bool | None) -> tuple[Stream, list[_Segment], NDArray[np.uint8]]:
+    """Return the stream, its segments up to the first scan, and what follows each 0xFF from there to the end marker."""
     if frame[:2] != _START_OF_IMAGE:
         raise Refused("decode_failed", "the stream does not begin as JPEG does")
     segments = list(_segments(frame))
@@ -92,25 +96,33 @@ def _walked(frame: bytearray, signed: bool | None) -> tuple[Stream, list[_Segmen
     bits, rows, columns, n_components = struct.unpack_from(">BHHB", header)
     if n_components != 1:
         raise Refused("shape_mismatch", f"the stream has {n_components} components")
-    end = frame.find(_END_OF_IMAGE, segments[-1].stop)
-    if end < 0:
+    escapes, codes = _escapes(frame, segments[-1].stop)
+    ends = np.flatnonzero(codes == _END_OF_IMAGE)
+    if not ends.size:
         raise Refused("truncated", "the stream has no end marker")
-    del frame[end + 2 :]
-    return Stream(frame, rows, columns, bits, signed), segments
+    del frame[int(escapes[ends[0]]) + 2 :]
+    return Stream(frame, rows, columns, bits, signed), segments, codes[: ends[0]]
 
 
-def _is_whole(stream: Stream, segments: list[_Segment], pixels: NDArray[Any]) -> bool:
+def _is_whole(stream: Stream, segments: list[_Segment], codes: NDArray[np.uint8], pixels: NDArray[Any]) -> bool:
     """Tell whether all pixels came from bits of the stream.
 
     The usual lossless stream is not decoded twice: how many bits its pixels took follows from the pixels.
     """
-    scan = np.frombuffer(stream.content, np.uint8)[segments[-1].stop : -2]
-    escapes = scan == 0xFF
-    stuffed = int(np.count_nonzero(escapes[:-1] & (scan[1:] == 0)))
     bits_of = _bits_by_difference(segments)
-    if bits_of is None or np.count_nonzero(escapes) != stuffed:  # other markers in the scan
+    if bits_of is None or np.any(codes != _STUFFING):  # other markers in the scan
         return ignores_filler(_decode, stream.content, pixels)
-    return _bits_taken(pixels, stream.bits, bits_of) <= 8 * (scan.size - stuffed)
+    n_bytes = len(stream.content) - 2 - segments[-1].stop - codes.size
+    return _bits_taken(pixels, stream.bits, bits_of) <= 8 * n_bytes
+
+
+def _escapes(frame: bytearray, start: int) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """Return where 0xFF stands from `start` on, and what follows it there: zero in data, else a marker's code."""
+    data = np.frombuffer(frame, np.uint8)[start:]
+    blocks = [data[:-1][block : block + _BYTES_AT_ONCE] for block in range(0, data.size - 1, _BYTES_AT_ONCE)]
+    found = [np.flatnonzero(block == 0xFF) + number * _BYTES_AT_ONCE for number, block in enumerate(blocks)]
+    escapes = np.concatenate(found) if found else np.empty(0, np.int64)
+    return escapes + start, data[escapes + 1]
 
 
 def _bits_by_difference(segments: list[_Segment]) -> NDArray[np.uint8] | None:
@@ -160,5 +172,5 @@ def _bits_taken(pixels: NDArray[Any], bits: int, bits_of: NDArray[np.uint8]) -> 
         np.subtract(rows[1:, 0], rows[:-1, 0], out=differences[1:, 0])
         differences[0, 0] = (int(rows[0, 0]) - above) % 2**16
         above = int(rows[-1, 0])
-        total += int(np.take(bits_of, differences).sum(dtype=np.uint32))
+        total += int(cv2.sumElems(cv2.LUT(differences, bits_of))[0])
     return total
