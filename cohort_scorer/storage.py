@@ -160,7 +160,7 @@ def reserve(path: Path, size: int) -> None:
 
 
 def read_own(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
-    """Read a Parquet file that an earlier step wrote, or some of its columns.
+    """Read a Parquet file that an earlier step wrote, or some columns of it.
 
     Raises:
         MachineError: the file is damaged.
