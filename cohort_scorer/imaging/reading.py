@@ -7,7 +7,6 @@ begins.
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -39,12 +38,11 @@ def read_all(paths: Iterator[str], n_files: int, listed: bool, n_workers: int) -
     Raises:
         MachineError: a process was killed from outside.
     """
-    read = partial(_read_some, listed)
-    tasks = iter(lambda: list(islice(paths, _FILES_PER_TASK)), [])
     if n_workers == 1 or n_files <= _FILES_WORTH_PROCESSES:
-        for task in tasks:
-            yield from read(task)
+        for path in paths:
+            yield _read_one(listed, path)
         return
+    tasks = iter(lambda: list(islice(paths, _FILES_PER_TASK)), [])
     killed = MachineError(
         "A process that read headers was killed; the parts of the index that were finished stand.",
         f"Expected memory for {n_workers:,} processes side by side; found too little, perhaps.",
@@ -53,7 +51,7 @@ def read_all(paths: Iterator[str], n_files: int, listed: bool, n_workers: int) -
     with workers.pool(n_workers, killed) as pool:
         ahead: deque[Future[list[Outcome]]] = deque()
         for task in tasks:
-            ahead.append(pool.submit(read, task))
+            ahead.append(pool.submit(_read_some, listed, task))
             if len(ahead) > 4 * n_workers:
                 yield from ahead.popleft().result()
         while ahead:
@@ -61,16 +59,17 @@ def read_all(paths: Iterator[str], n_files: int, listed: bool, n_workers: int) -
 
 
 def _read_some(listed: bool, paths: Sequence[str]) -> list[Outcome]:
-    return [_read_one(Path(path), listed) for path in paths]
+    return [_read_one(listed, path) for path in paths]
 
 
-def _read_one(path: Path, listed: bool) -> Outcome:
+def _read_one(listed: bool, path: str) -> Outcome:
+    file = Path(path)
     try:
         try:
-            return header.read(path), "", ""
+            return header.read(file), "", ""
         except Refused as refused:
             if not (listed and refused.reason == "not_dicom"):
                 raise
-            return pictures.read_header(path), "", ""
+            return pictures.read_header(file), "", ""
     except Refused as refused:
         return None, refused.reason, refused.detail

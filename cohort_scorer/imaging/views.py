@@ -1,7 +1,9 @@
 """The view of a film (PA, AP, LATERAL) from what its header says. Knows neither pixels nor which views a study wants.
 
 Evidence in order of trust: ViewCodeSequence, ViewPosition, SeriesDescription, ProtocolName, PatientOrientation. A view
-that is stated but is none of the three (oblique, decubitus) is OTHER; no statement at all is UNKNOWN.
+that is stated but is none of the three (oblique, decubitus) is OTHER; no statement at all is UNKNOWN. What says no more
+than that the film is frontal decides nothing, for PA and AP are frontal both, but it contradicts LATERAL; codes and
+words that mean no view here say nothing.
 """
 
 import re
@@ -9,40 +11,31 @@ from collections.abc import Mapping
 
 # DICOM PS3.16 CID 4010 "DX View": SNOMED CT codes, and the SNOMED-RT codes that they replaced.
 _VIEW_CODES = {
-    "272479007": "PA",
-    "R-10214": "PA",
-    "399348003": "AP",
-    "R-10206": "AP",
-    "399198007": "LATERAL",
-    "R-10232": "LATERAL",
-    "399173006": "LATERAL",
-    "R-10236": "LATERAL",
-    "399067008": "LATERAL",
+    "PA": "272479007 R-10214 R-40888",
+    "AP": "399348003 R-10206",
+    "LATERAL": "399198007 R-10232 399173006 R-10236 399067008 R-102CD",
+    "FRONTAL": "399033003 R-10202",
+    "OTHER": (
+        "399160007 R-10204 399312000 R-10208 399038007 R-10210 399006002 R-10212 399059000 R-10216 399356000 "
+        "R-40985 399135007 R-10220 399368009 R-10226 399099002 R-10230 399236003 R-10234 399184004 R-10238 "
+        "399061009 R-10241 399162004 R-10242 399196006 R-10244 399004004 R-10246 399288005 R-10248 399225005 "
+        "R-10250 399260004 R-10224 399352003 R-10228 399132005 R-10252 399325008 R-10254 260426006 R-40782 "
+        "260427002 R-40783 399182000 R-102C1 399110001 R-102C2"
+    ),
 }
+_VIEW_OF_CODE = {code: view for view, codes in _VIEW_CODES.items() for code in codes.split()}
 
-# DICOM PS3.3 C.8.1.1 and C.8.11.5 defined terms of ViewPosition (0018,5101), and spellings met in real files.
-_VIEW_POSITIONS = {
-    "PA": "PA",
-    "AP": "AP",
-    "LL": "LATERAL",
-    "RL": "LATERAL",
-    "LAT": "LATERAL",
-    "LATERAL": "LATERAL",
-    "LLAT": "LATERAL",
-    "RLAT": "LATERAL",
-    "LEFT LATERAL": "LATERAL",
-    "RIGHT LATERAL": "LATERAL",
-    "POSTERO-ANTERIOR": "PA",
-    "POSTEROANTERIOR": "PA",
-    "ANTERO-POSTERIOR": "AP",
-    "ANTEROPOSTERIOR": "AP",
-}
-
+# Words of free text, and the defined terms of ViewPosition (0018,5101), PS3.3 C.8.1.1 and C.8.11.5: AP, PA, left and
+# right lateral (LL, RL), decubitus (LLD, RLD) and oblique (LLO, RLO). A neighbouring digit or underscore ends a word.
 _WORDS = {
-    "PA": re.compile(r"\b(P\.?A|POSTERO-?ANTERIOR)\b"),
-    "AP": re.compile(r"\b(A\.?P|ANTERO-?POSTERIOR)\b"),
-    "LATERAL": re.compile(r"\b(LAT|LATERAL|LATERALE|LL|RL|SEITLICH|PROFIL)\b"),
-    "OTHER": re.compile(r"\b(OBL|OBLIQUE|DECUB|DECUBITUS|LORDOTIC|APICAL)\b"),
+    view: re.compile(rf"(?<![A-Z])(?:{words})(?![A-Z])")
+    for view, words in {
+        "PA": r"P[.-]{0,2}A|POSTER(?:O|IOR)[- ]?ANTERIOR",
+        "AP": r"A[.-]{0,2}P|ANTER(?:O|IOR)[- ]?POSTERIOR",
+        "LATERAL": r"[LR]?LAT|LATERALE?|LL|RL|SEITLICH|SEITL|PROFIL|PERFIL",
+        "OTHER": r"OBL|OBLIQUE|DECUB|DECUBITUS|LORDOTIC|APICAL|AXIAL|TANGENTIAL|SWIMMERS?|[LR]L[DO]|[LR][AP]O",
+        "FRONTAL": r"FRONTAL|FACE",
+    }.items()
 }
 
 Evidence = Mapping[str, str | None]
@@ -58,33 +51,47 @@ def view_from(evidence: Evidence) -> tuple[str, str, bool]:
 
     Returns:
         The view (PA, AP, LATERAL, OTHER, UNKNOWN), the source that decided it (`none` for UNKNOWN), and whether
-        another source says something else.
+        another source contradicts it.
     """
-    findings = [(source, reading(evidence.get(source))) for source, reading in _READINGS.items()]
-    stated = [(source, view) for source, view in findings if view is not None]
+    findings = [(source, reading(evidence.get(source) or "")) for source, reading in _READINGS.items()]
+    stated = [(source, view) for source, view in findings if view not in (None, "FRONTAL")]
     if not stated:
         return "UNKNOWN", "none", False
     source, view = stated[0]
-    return view, source, any(other != view for _, other in stated)
+    agreeing = {view, None} if view == "LATERAL" else {view, None, "FRONTAL"}
+    return view, source, any(other not in agreeing for _, other in findings)
 
 
-def _from_code(code: str | None) -> str | None:
-    return None if code is None else _VIEW_CODES.get(code, "OTHER")
+def _from_code(code: str) -> str | None:
+    return _VIEW_OF_CODE.get(code)
 
 
-def _from_position(position: str | None) -> str | None:
-    return None if position is None else _VIEW_POSITIONS.get(position.upper(), "OTHER")
+def _named(text: str) -> list[str]:
+    return [view for view, word in _WORDS.items() if word.search(text.upper())]
 
 
-def _from_description(description: str | None) -> str | None:
+def _from_position(position: str) -> str | None:
+    """The view of one film: an oblique AP or a lateral decubitus is OTHER."""
+    named = _named(position)
+    return "OTHER" if "OTHER" in named else _only(named)
+
+
+def _from_description(description: str) -> str | None:
     """One view where exactly one is named: `CHEST PA AND LATERAL` describes a study, not a film."""
-    named = [view for view, word in _WORDS.items() if description is not None and word.search(description.upper())]
-    return named[0] if len(named) == 1 else None
+    return _only(_named(description))
 
 
-def _from_orientation(orientation: str | None) -> str | None:
-    """Rows that run forwards or backwards make a lateral film; frontal ones may be PA or AP (PS3.3 C.7.6.1)."""
-    return "LATERAL" if orientation is not None and orientation[:1] in ("A", "P") else None
+def _only(named: list[str]) -> str | None:
+    views = [view for view in named if view != "FRONTAL"] or named
+    return views[0] if len(views) == 1 else None
+
+
+def _from_orientation(orientation: str) -> str | None:
+    """Where rows or columns run forwards or backwards the film is lateral, else frontal (PS3.3 C.7.6.1.1.1)."""
+    directions = [direction[:1] for direction in orientation.split("\\")]
+    if len(directions) != 2 or not set(directions) <= set("APLRHF"):
+        return None
+    return "LATERAL" if set(directions) & {"A", "P"} else "FRONTAL"
 
 
 _READINGS = {

@@ -1,6 +1,7 @@
 """Every file of an archive, however hostile, is a row or a refusal."""
 
 import logging
+import multiprocessing
 import os
 import re
 import struct
@@ -32,7 +33,7 @@ from PIL import Image
 from pydicom.dataset import Dataset
 
 from cohort_scorer import schemas
-from cohort_scorer.errors import StudyFileError
+from cohort_scorer.errors import MachineError, StudyFileError
 from cohort_scorer.imaging import index, reading
 from cohort_scorer.imaging.files import find_files
 from cohort_scorer.imaging.index import Rules, judge_again, resolve_duplicates
@@ -276,6 +277,57 @@ def test_an_absent_root_is_a_fault_of_the_study_file(tmp_path):
         find_files(tmp_path / "absent", None)
 
 
+@pytest.mark.parametrize(
+    ("fault", "found"),
+    [
+        (PermissionError, {"b": "unreadable_file"}),
+        (FileNotFoundError, {}),
+        (NotADirectoryError, {}),
+    ],
+)
+def test_a_folder_that_cannot_be_read_is_refused_and_one_that_vanished_is_not_there(
+    tmp_path, monkeypatch, fault, found
+):
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        write_film(tmp_path / name / "film", film())
+    scan = os.scandir
+
+    def scanned(folder: bytes):
+        if folder.endswith(b"/b"):
+            raise fault
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", scanned)
+    rows, refusals = indexed(tmp_path)
+    assert rows["uri"].to_list() == ["a/film", "c/film"]
+    assert dict(refusals.select("uri", "reason").iter_rows()) == found
+
+
+def test_an_archive_that_cannot_be_read_is_not_an_empty_one(tmp_path, monkeypatch):
+    def scanned(folder: bytes):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "scandir", scanned)
+    with pytest.raises(PermissionError):
+        find_files(tmp_path, None)
+
+
+def test_a_file_that_vanished_since_its_folder_was_read_is_missing(tmp_path, monkeypatch):
+    write_film(tmp_path / "a", film())
+    scan = os.scandir
+
+    class Scanned(list):
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            (tmp_path / "a").unlink()
+
+    monkeypatch.setattr(os, "scandir", lambda folder: Scanned(scan(folder)))
+    assert indexed(tmp_path)[1]["reason"].to_list() == ["missing_file"]
+
+
 def test_a_listing_names_files_that_may_not_escape_the_root(tmp_path):
     root = tmp_path / "root"
     root.mkdir()
@@ -331,6 +383,33 @@ def test_order_of_files_and_workers_change_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "_FILES_PER_TASK", 2)
     in_processes = read_headers(files, tmp_path, "archive", None, RULES, 2, lambda n: None)
     assert plain[0].equals(in_processes[0]) and plain[1].equals(in_processes[1])
+
+
+def paths_of_many(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """One film two hundred times, in tasks of two, for processes."""
+    monkeypatch.setattr(reading, "_FILES_WORTH_PROCESSES", 1)
+    monkeypatch.setattr(reading, "_FILES_PER_TASK", 2)
+    return [str(write_film(folder / "a", film()))] * 200
+
+
+def test_a_process_that_is_killed_from_outside_is_a_fault_of_the_machine(tmp_path, monkeypatch):
+    paths = paths_of_many(tmp_path, monkeypatch)
+    outcomes = reading.read_all(iter(paths), len(paths), False, 2)
+    next(outcomes)
+    for child in multiprocessing.active_children():
+        child.kill()
+    with pytest.raises(MachineError, match="was killed"):
+        list(outcomes)
+    assert multiprocessing.active_children() == []
+
+
+def test_reading_that_ends_early_takes_no_more_files_than_are_read_ahead_and_leaves_no_process(tmp_path, monkeypatch):
+    paths = iter(paths_of_many(tmp_path, monkeypatch))
+    outcomes = reading.read_all(paths, 200, False, 2)
+    assert next(outcomes)[0] is not None
+    outcomes.close()
+    assert multiprocessing.active_children() == []
+    assert len(list(paths)) > 150
 
 
 def test_one_identifier_for_one_film_keeps_the_smallest_uri(tmp_path):
