@@ -17,6 +17,7 @@ from cohort_scorer.stages import Console, Machine, inputs
 from cohort_scorer.stages.index import judge_refused
 from cohort_scorer.study import Study
 
+_FILMS_AT_ONCE = 2_000
 _FILE = ["root", "uri", "file_size", "file_mtime_ns"]
 
 
@@ -57,7 +58,10 @@ def _assemble(study: Study, step: Step, model: bundle.Bundle, eligible: pl.DataF
     outputs = storage.read_parts(_outputs_folder(study))
     if outputs is None:
         outputs = pl.DataFrame(schema=schemas.columns("network_outputs"))
-    films = eligible.join(outputs, on=_FILE, how="inner", suffix="_output", maintain_order="left")
+    known = {*schemas.columns("scores"), *_FILE, "age_years", "sex"}
+    films = eligible.select(column for column in eligible.columns if column in known).join(
+        outputs.drop("image_id"), on=_FILE, how="inner", maintain_order="left"
+    )
     if films.is_empty():
         raise EmptyCohortError(
             f"No radiograph could be scored: {len(eligible):,} eligible, {len(eligible) - len(films):,} refused.",
@@ -90,15 +94,15 @@ def _run_networks(
     study: Study, model: bundle.Bundle, eligible: pl.DataFrame, machine: Machine, console: Console
 ) -> dict[str, float]:
     """Score what neither outputs nor refusals hold yet, shard by shard; tells where the time went, in seconds."""
-    from cohort_scorer.imaging import familiarity, networks, scoring
-
-    spent = dict.fromkeys((*scoring.STAGES, "write"), 0.0)
     done = _done(study, model)
     _keep_lasting_refusals(study, eligible, _network_id(study, model), alone=machine.shard is None)
     held = pl.concat([done, _refusals(study).select(_FILE)])
     new = eligible.join(held, on=_FILE, how="anti", maintain_order="left").sort("shard", maintain_order=True)
     if new.is_empty():
-        return spent
+        return {}
+    from cohort_scorer.imaging import familiarity, networks, scoring
+
+    spent = dict.fromkeys((*scoring.STAGES, "write"), 0.0)
     device = networks.choose_device(machine.device)
     loaded = scoring.Model(
         {name: networks.load(model.folder / name) for name in model.networks},
@@ -189,7 +193,11 @@ def _scores(study: Study, step: Step, model: bundle.Bundle, films: pl.DataFrame)
     key_path = study.patient_level / "training.key"
     key = key_path.read_bytes() if key_path.is_file() else None
     films = bundle.origins(films, model, key, section.trained_elsewhere)
-    scored = scores.assemble(films, model, section.members, section.category_rule, inputs.categories())
+    # In slices: what is computed on the way is many times what stays.
+    scored = pl.concat(
+        scores.assemble(part, model, section.members, section.category_rule, inputs.categories())
+        for part in films.iter_slices(_FILMS_AT_ONCE)
+    )
     step.facts["n_crossed_cuts"] = {name: int(scored[f"{name}_crossed"].sum()) for name in EXPOSURES}
     scored = scored.with_columns(pl.lit(study.study.simulated or model.content["simulated"]).alias("simulated"))
     scored = scored.with_columns(pl.lit(model.model_id(_plain(section))).alias("model_id"))
