@@ -66,8 +66,10 @@ def _mixed(study: Study, manifests: dict[str, Any], console: Console) -> tuple[s
 
 def _manifests(study: Study) -> dict[str, Any]:
     found = {}
-    for name in _STEPS:
-        path = study.unprotected / "manifests" / f"{name}.json"
+    folder = study.unprotected / "manifests"
+    shares = sorted(path.stem for path in folder.glob("score-*-of-*.json"))
+    for name in (*_STEPS, *shares):
+        path = folder / f"{name}.json"
         if path.is_file():
             found[name] = json.loads(path.read_text(encoding="utf-8"))
     return found

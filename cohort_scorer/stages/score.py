@@ -1,5 +1,6 @@
 """score: index x bundle -> raw network outputs, then scores. Continues where it stopped; opens no film twice."""
 
+import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,6 +49,7 @@ def score(study: Study, machine: Machine, console: Console) -> Path:
         step.finish()
         return _outputs_folder(study)
     path = _assemble(study, step, model, eligible, console)
+    _forget_other_jobs(study, step)
     step.finish()
     judge_refused(study, len(refused), len(eligible))
     return path
@@ -84,6 +86,13 @@ def _assemble(study: Study, step: Step, model: bundle.Bundle, eligible: pl.DataF
         "n_ordinal_violations": _violations(scored),
     }
     return path
+
+
+def _forget_other_jobs(study: Study, step: Step) -> None:
+    """Remove the manifests of jobs whose outputs were of other networks: those outputs are gone."""
+    for path in step.path.parent.glob("score-*-of-*.json"):
+        if json.loads(path.read_text(encoding="utf-8"))["facts"]["network_id"] != step.facts["network_id"]:
+            path.unlink()
 
 
 def _network_id(study: Study, model: bundle.Bundle) -> str:
