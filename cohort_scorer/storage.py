@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from cohort_scorer.errors import InputTableError, MachineError
 
+_HALF_WRITTEN = ".half"
 _START_SECONDS = 10  # that a job waits for others that start beside it
 
 
@@ -139,7 +140,7 @@ def _umask() -> int:
 
 def _atomically(path: Path, write: Callable[[IO[bytes]], object], private: bool = False) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=_HALF_WRITTEN)
     try:
         with os.fdopen(handle, "wb") as file:
             write(file)
@@ -214,6 +215,10 @@ def lock(output: Path, share: str = "") -> Iterator[None]:
             shares = [output / f".lock-{share}"] if share else list(output.glob(".lock-*"))
             for path in shares:
                 (held if share else briefly).enter_context(_held(path, 0))
+            if not share:
+                # Nobody else writes now: these were left by runs that were killed.
+                for path in output.rglob(f".*{_HALF_WRITTEN}"):
+                    path.unlink()
         yield
 
 

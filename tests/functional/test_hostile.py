@@ -223,7 +223,8 @@ def test_a_listing_that_escapes_the_root_reads_nothing_there(tmp_path: Path, ima
     (tmp_path / "archive").mkdir()
     Image.fromarray(film(90, 80, bits=8)).save(tmp_path / "archive" / "film.png")
     Image.fromarray(film(90, 80, bits=8, seed=1)).save(tmp_path / "secret.png")
-    uris = ["film.png", "../secret.png", "%2e%2e/secret.png", "x/../../secret.png", str(tmp_path / "secret.png")]
+    (tmp_path / "archive" / "link.png").symlink_to(tmp_path / "secret.png")
+    uris = ["film.png", "%2e%2e/secret.png", "x/../../other/secret.png", str(tmp_path / "secret.png"), "link.png"]
     listing = pl.DataFrame({"uri": uris, "patient_id": [f"{n}" for n in range(5)], "view": ["PA"] * 5})
     listing.write_csv(tmp_path / "listing.csv")
     study = study_file.load(study_of(tmp_path, image_study_run / "outputs/model", 'listing = "listing.csv"'))
