@@ -8,6 +8,7 @@ import polars as pl
 from cohort_scorer import schemas
 from cohort_scorer.cohort import identifiers
 from cohort_scorer.errors import CohortScorerError, EmptyCohortError, InputTableError, MachineError, StudyFileError
+from cohort_scorer.imaging.files import refuse_nested
 from cohort_scorer.prediction import bundle
 from cohort_scorer.provenance import Step
 from cohort_scorer.stages import inputs
@@ -83,6 +84,10 @@ def _archive(study: Study, found: Findings) -> None:
                 "Correct [archive] root, or mount the folder.",
             )
         )
+    try:
+        refuse_nested(study.roots)
+    except CohortScorerError as fault:
+        found.faults.append(fault)
     try:
         if study.archive.listing:
             path = study.folder / study.archive.listing

@@ -110,11 +110,8 @@ def _read_new(
     machine: Machine,
     console: Console,
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Find the files and open those that the ledger does not know; returns what is gone, and files with a problem."""
-    files = _find(study, listing)
-    new, gone, counts = known.compare(files)
-    step.facts |= {"n_files": len(files), **counts, "n_opened": len(new)}
-    console.say("index: {n_new:,} files new, {n_changed:,} changed, {n_removed:,} removed".format(**counts))
+    """Open the files that the ledger does not know; returns what is gone, and refusals of files with a problem."""
+    new, gone, problems = _find_new(study, step, known, listing, console)
     if len(new):
         with (
             console.progress("Reading headers", len(new)) as advance,
@@ -122,7 +119,18 @@ def _read_new(
         ):
             for rows, refusals in parts:
                 known.add(rows, refusals)
-    return gone, archive.refuse_problems(files, listing is not None)
+    return gone, problems
+
+
+def _find_new(
+    study: Study, step: Step, known: ledger.Ledger, listing: pl.DataFrame | None, console: Console
+) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """Hold the archive against the ledger; the list of all files, which is long, is not kept."""
+    files = _find(study, listing)
+    new, gone, counts = known.compare(files)
+    step.facts |= {"n_files": len(files), **counts, "n_opened": len(new)}
+    console.say("index: {n_new:,} files new, {n_changed:,} changed, {n_removed:,} removed".format(**counts))
+    return new, gone, archive.refuse_problems(files, listing is not None)
 
 
 def _find(study: Study, listing: pl.DataFrame | None) -> pl.DataFrame:

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,27 @@ def shell_as_nobody(*words: str) -> Answer:
 def _called(command: list[str]) -> Answer:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     return Answer(done.returncode, done.stdout, done.stderr)
+
+
+def members(group: int) -> list[int]:
+    """Processes of a group that are alive."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, own_group, *_ = path.read_text().rsplit(")", 1)[1].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(own_group) == group and state != "Z":
+            found.append(int(path.parent.name))
+    return found
+
+
+def wait_for_the_end(group: int) -> None:
+    """Processes whose parent was killed end by themselves."""
+    deadline = time.monotonic() + 10
+    while members(group) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert members(group) == []
 
 
 def copy(source: Path, target: Path, outputs: bool = False) -> Path:

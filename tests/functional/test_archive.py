@@ -3,6 +3,10 @@
 import json
 import os
 import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +14,7 @@ import numpy as np
 import polars as pl
 import pydicom
 import pytest
-from studies import cli, copy, substitute, told
+from studies import COMMAND, Answer, cli, copy, members, substitute, told, wait_for_the_end
 
 from cohort_scorer import storage
 
@@ -102,6 +106,91 @@ def test_refusals_outlast_outputs_that_are_moved_away(image_study_done: Path) ->
     shutil.rmtree(image_study_done / LEVEL / "network_outputs")
     assert cli("score", image_study_done).code == 0
     assert counts(image_study_done) == wanted
+
+
+@pytest.fixture
+def large_study(image_study: Path) -> Path:
+    """The study with 2,300 films more, enough for two parts: one film under many identifiers."""
+    film = next((image_study / "archive").rglob("1.dcm"))
+    uid = pydicom.dcmread(film, specific_tags=["SOPInstanceUID"]).SOPInstanceUID
+    content = film.read_bytes()
+    (image_study / "archive/many").mkdir()
+    for number in range(2_300):
+        copied = content.replace(uid.encode(), f"{uid[:-4]}{1_000 + number}".encode())
+        (image_study / f"archive/many/{number}.dcm").write_bytes(copied)
+    return image_study
+
+
+def index_of(study: Path) -> pl.DataFrame:
+    found = parts(study, "index/part-*.parquet").sort("uri")
+    assert found["uri"].is_unique().all()
+    return found
+
+
+def started_index(study: Path, ready: Callable[[], bool]) -> subprocess.Popen[str]:
+    """A process that indexes in children of its own, once it is as far as wanted."""
+    process = subprocess.Popen(
+        [*COMMAND, "index", str(study), "--workers", "2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while not ready():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    return process
+
+
+@pytest.mark.parametrize("written", ["refusals/index-00001", "index/part-00000", "index/set_aside"])
+def test_no_file_is_lost_or_doubled_when_index_is_killed(large_study: Path, written: str) -> None:
+    """Killed as soon as this file stands: before the first part, before the second, and while the index settles."""
+    process = started_index(large_study, (large_study / LEVEL / f"{written}.parquet").is_file)
+    process.kill()
+    process.communicate()
+    wait_for_the_end(process.pid)
+    standing = parts(large_study, "index/part-*.parquet") if "refusals" not in written else None
+    assert cli("index", large_study).code == 0
+    found, refused = index_of(large_study), parts(large_study, "refusals/index-*.parquet").sort("uri")
+    counts(large_study)
+    if standing is not None:
+        kept = found.join(standing, on=["uri", "shard"], how="semi")
+        assert len(kept) == standing.join(found, on="uri", how="semi").height > 1_900
+    shutil.rmtree(large_study / "outputs")
+    assert cli("index", large_study, "--workers", "1").code == 0
+    assert found.drop("shard").equals(index_of(large_study).drop("shard"))
+    assert refused.equals(parts(large_study, "refusals/index-*.parquet").sort("uri"))
+
+
+def test_index_interrupted_ends_at_once_and_leaves_no_process(large_study: Path) -> None:
+    """The signal reaches the command alone: its children are ended by it."""
+    process = started_index(large_study, (large_study / LEVEL / "index/part-00000.parquet").is_file)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 130, stderr
+    assert stderr.splitlines()[-3:] == [
+        "Interrupted.",
+        "What was finished stands.",
+        "Run the same command again to go on.",
+    ]
+    assert members(process.pid) == []
+
+
+def test_index_ends_with_17_when_a_process_of_its_own_is_killed(large_study: Path) -> None:
+    lock = large_study / "outputs/.lock"
+    process = started_index(large_study, lock.is_file)
+    children: list[int] = []
+    while not children:
+        assert process.poll() is None, process.communicate()
+        children = [pid for pid in members(process.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(children[0], signal.SIGKILL)
+    stdout, stderr = process.communicate(timeout=60)
+    told(Answer(process.returncode, stdout, stderr), 17, "A process that read headers was killed")
+    assert members(process.pid) == []
+    assert cli("index", large_study).code == 0
+    counts(large_study)
 
 
 @pytest.mark.parametrize("stopped_at", ["part-", "set_aside", "index-00000"])

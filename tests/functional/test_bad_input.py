@@ -470,6 +470,17 @@ def test_an_absent_archive_ends_with_17(image_study: Path) -> None:
     told(cli("index", image_study), 17, "archive root is not a folder")
 
 
+@pytest.mark.parametrize("verb", ["index", "check"])
+def test_roots_that_hold_one_another_end_with_10(image_study: Path, verb: str) -> None:
+    substitute(image_study / "study.toml", '^root = "archive"', 'root = ["archive", "archive/internal"]')
+    answer = cli(verb, image_study)
+    assert answer.code == 10
+    message = (
+        "[archive] root names folders that hold one another.\nExpected 2 folders, none of them another or below it"
+    )
+    assert message in answer.stderr
+
+
 def test_an_archive_without_chest_films_ends_with_14(image_study: Path) -> None:
     substitute(image_study / "study.toml", '^root = "archive"', 'root = "archive"\nmodalities = ["MG"]')
     told(cli("index", image_study), 14, "no eligible radiograph: 179 files found")

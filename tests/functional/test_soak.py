@@ -9,26 +9,13 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from studies import COMMAND, copy
+from studies import COMMAND, copy, wait_for_the_end
 from test_archive import counts
 from test_truth_recovered import z_values
 
 pytestmark = pytest.mark.soak
 
 KILLS = 8
-
-
-def members(group: int) -> list[int]:
-    """Processes of a group that are alive."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, own_group, *_ = path.read_text().rsplit(")", 1)[1].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(own_group) == group and state != "Z":
-            found.append(int(path.parent.name))
-    return found
 
 
 def kill_after(seconds: float, verb: str, study: Path) -> None:
@@ -39,10 +26,7 @@ def kill_after(seconds: float, verb: str, study: Path) -> None:
     time.sleep(seconds)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    deadline = time.monotonic() + 10
-    while members(process.pid) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert members(process.pid) == []
+    wait_for_the_end(process.pid)
 
 
 @pytest.mark.parametrize("verb", ["index", "train", "score"])
