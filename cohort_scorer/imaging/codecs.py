@@ -99,7 +99,7 @@ def decode(row: Row, value: NDArray[np.uint8]) -> Pixels:
     """
     expected = (row["rows"], row["columns"])
     if row["file_format"] != "dicom":
-        pixels, allowed = pictures.pixels(value, *expected, row["bits_stored"]), [expected, expected[::-1]]
+        pixels, allowed = pictures.pixels(value, *expected), [expected, expected[::-1]]
     elif row["transfer_syntax"] in header.NATIVE:
         pixels, allowed = _native(row, value), [expected]
     else:

@@ -89,4 +89,9 @@ def ignores_filler(decode: Decoder, content: bytearray, pixels: NDArray[Any]) ->
         content: The stream, with its end marker of two bytes.
         pixels: What `decode` made of it.
     """
-    return np.array_equal(decode(content[:-2].rstrip(b"\xff") + _FILLER + content[-2:]), pixels)
+    return np.array_equal(decode(with_filler(content)), pixels)
+
+
+def with_filler(content: bytearray) -> bytearray:
+    """Return a stream with bytes before its end marker that no whole stream of JPEG or JPEG 2000 needs."""
+    return content[:-2].rstrip(b"\xff") + _FILLER + content[-2:]

@@ -1,24 +1,28 @@
 """Films that are PNG or JPEG files: their headers and their pixels. Does not know whose they are: a listing does."""
 
 import io
+import struct
 import warnings
+import zlib
 from pathlib import Path
 from typing import Any, Final
 
-import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 from cohort_scorer.imaging import header
-from cohort_scorer.imaging.encapsulated import ignores_filler
+from cohort_scorer.imaging.encapsulated import with_filler
 from cohort_scorer.imaging.refusal import Refused
 
 MAXIMUM_FILE_BYTES: Final = 256 * 2**20
 
 _FORMATS = ("PNG", "JPEG")
 _END_OF_JPEG = b"\xff\xd9"
-_KEYWORDS_OF_ORIENTATION = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")  # chunks of PNG
+_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a pixel, by colour type of PNG
+_ALL_AT_ONCE = ((0, 0, 1, 1),)
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+_BYTES_INFLATED = 2**14  # at once; they become a thousand times as many at most
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -74,17 +78,16 @@ def read_header(path: Path) -> dict[str, Any]:
         }
 
 
-def pixels(content: NDArray[np.uint8], rows: int, columns: int, bits: int) -> NDArray[np.uint8] | NDArray[np.uint16]:
+def pixels(content: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.uint8] | NDArray[np.uint16]:
     """Decode a picture: grey values, or the luminance (ITU-R 601) of colours; transparency is dropped.
 
     Args:
         content: uint8, the file.
         rows: As its header says; a file that says otherwise is not decoded.
         columns: As its header says.
-        bits: 8 or 16, as `read_header` says.
 
     Returns:
-        uint8 or uint16 by `bits`, of shape (rows, columns), turned as the EXIF orientation says.
+        uint8, of grey PNG of 16 bits uint16, of shape (rows, columns), turned as the EXIF orientation says.
 
     Raises:
         Refused: truncated, decode_failed or shape_mismatch.
@@ -93,46 +96,50 @@ def pixels(content: NDArray[np.uint8], rows: int, columns: int, bits: int) -> ND
         with Image.open(io.BytesIO(content.data), formats=_FORMATS) as picture:
             if picture.size != (columns, rows):
                 raise Refused("shape_mismatch", f"{picture.height} x {picture.width}, header says {rows} x {columns}")
-            grey = _png(content.tobytes(), picture) if picture.format == "PNG" else _jpeg(bytearray(content), picture)
+            is_whole = _png_is_whole(content.data) if picture.format == "PNG" else _jpeg_is_whole(content, picture)
+            if not is_whole:
+                raise Refused("truncated", "the picture ends before its last pixel")
+            ImageOps.exif_transpose(picture, in_place=True)
+            picture.info.pop("transparency", None)
+            if picture.mode.startswith("I"):
+                return np.asarray(picture).astype(np.uint16)
+            return np.array(picture.convert("L"), dtype=np.uint8)
     except Refused:
         raise
     except Image.DecompressionBombError as error:
         raise Refused("shape_mismatch", "more pixels than the header says") from error
     except Exception as error:
-        # The file is untrusted, and codecs raise many kinds of exceptions on malformed ones.
+        # The file is untrusted, and pillow's codecs raise many kinds of exceptions on malformed ones.
         raise Refused("decode_failed", f"decoder raised {type(error).__name__}") from error
-    if bits == 8 and grey.dtype == np.uint16:  # pillow's header has no 16 bits but of grey alone
-        return (grey >> 8).astype(np.uint8)
-    if grey.dtype.itemsize * 8 != bits:
-        raise Refused("shape_mismatch", f"decoded {grey.dtype}, header says {bits} bits")
-    return grey
 
 
-def _png(content: bytes, picture: Image.Image) -> NDArray[Any]:
-    """Decode with libpng: pillow takes what is missing for black."""
-    samples = np.asarray(imagecodecs.png_decode(content))
-    if samples.ndim == 3 and samples.shape[2] > 2:
-        colours = samples[..., :3] if samples.dtype == np.uint8 else (samples[..., :3] >> 8).astype(np.uint8)
-        samples = np.asarray(Image.fromarray(np.ascontiguousarray(colours)).convert("L"))
-    elif samples.ndim == 3:
-        samples = np.ascontiguousarray(samples[..., 0])
-    if not any(keyword in content for keyword in _KEYWORDS_OF_ORIENTATION):
-        return samples
-    grey = Image.fromarray(samples)
-    grey.getexif()[ExifTags.Base.Orientation] = picture.getexif().get(ExifTags.Base.Orientation, 1)
-    ImageOps.exif_transpose(grey, in_place=True)
-    return np.asarray(grey)
+def _jpeg_is_whole(content: NDArray[np.uint8], picture: Image.Image) -> bool:
+    """Tell whether nothing is missing: libjpeg takes that for grey, and pillow does not hear of it."""
+    stream = bytearray(content)
+    del stream[stream.rfind(_END_OF_JPEG) + 2 :]
+    with Image.open(io.BytesIO(with_filler(stream)), formats=_FORMATS) as filled:
+        return ImageChops.difference(picture, filled).getbbox(alpha_only=False) is None
 
 
-def _jpeg(content: bytearray, picture: Image.Image) -> NDArray[Any]:
-    """Decode with libjpeg, twice: it takes what is missing for grey, and pillow does not hear of it."""
-    del content[content.rfind(_END_OF_JPEG) + 2 :]
-    if not ignores_filler(_samples_of_jpeg, content, np.asarray(picture)):
-        raise Refused("truncated", "the stream ends before its last pixel")
-    ImageOps.exif_transpose(picture, in_place=True)
-    return np.asarray(picture.convert("L"))
+def _png_is_whole(content: memoryview) -> bool:
+    """Tell whether nothing is missing (ISO/IEC 15948): pillow takes that for black, and reads past a chunk's end.
 
-
-def _samples_of_jpeg(content: bytearray) -> NDArray[Any]:
-    with Image.open(io.BytesIO(content), formats=_FORMATS) as picture:
-        return np.asarray(picture)
+    imagecodecs would tell, but loses a reference to None with every broken file: after some thousands Python 3.11 ends.
+    """
+    columns, rows, depth, colour_type, _, _, interlaced = struct.unpack_from(">IIBBBBB", content, 16)
+    missing = 0
+    for left, top, across, down in _ADAM7 if interlaced else _ALL_AT_ONCE:
+        n_columns, n_rows = -((left - columns) // across), -((top - rows) // down)
+        missing += n_rows * (1 + (n_columns * depth * _SAMPLES[colour_type] + 7) // 8) if n_columns > 0 else 0
+    inflater = zlib.decompressobj()
+    position, name = 8, b""
+    while name != b"IEND" and missing > 0:
+        length, name = struct.unpack_from(">I4s", content, position)
+        end = position + 8 + length
+        if name == b"IDAT":
+            if zlib.crc32(content[position + 4 : end]) != struct.unpack_from(">I", content, end)[0]:
+                raise Refused("decode_failed", "a checksum of the pixel data is wrong")
+            for start in range(position + 8, end, _BYTES_INFLATED):
+                missing -= len(inflater.decompress(content[start : min(start + _BYTES_INFLATED, end)]))
+        position = end + 4
+    return missing <= 0

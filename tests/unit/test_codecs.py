@@ -1,5 +1,6 @@
 """Stored pixels: every syntax gives the same integers, and a broken stream gives a reason, never an image."""
 
+import contextlib
 import io
 import struct
 import subprocess
@@ -359,6 +360,20 @@ def test_mutated_films_end_as_pixels_or_as_a_reason(tmp_path, syntax):
         rows = index_of(tmp_path)
         if rows.height and rows["eligible"][0]:
             assert refusal(tmp_path / "a") in ("read", *reasons)
+
+
+@pytest.mark.parametrize("syntax", [RLE, LOSSLESS_SV1, EXTENDED, JPEG_LS, JPEG_2000_LOSSLESS])
+def test_broken_streams_cost_no_reference_to_none(tmp_path, syntax):
+    """A binding that loses one with every error ends the process after some thousands."""
+    row = row_of(write_film(tmp_path / "a", film(), syntax))
+    frame = bytearray(stream(film(), syntax, 12))
+    frame[-900:-2] = b"\x7f" * 898
+    value = np.frombuffer(encapsulate([bytes(frame)]) + DELIMITER, np.uint8)
+    before = sys.getrefcount(None)
+    for _ in range(100):
+        with contextlib.suppress(Refused):
+            codecs.decode(row, value)
+    assert sys.getrefcount(None) - before > -20
 
 
 def test_errors_that_the_high_throughput_decoder_drops_are_refusals():

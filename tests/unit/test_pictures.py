@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+import sys
 import zlib
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def decoded(folder: Path, content: bytes) -> np.ndarray:
     (folder / "picture").write_bytes(content)
     facts = pictures.read_header(folder / "picture")
     assert facts["file_format"] in ("png", "jpeg")
-    return pictures.pixels(np.frombuffer(content, np.uint8), facts["rows"], facts["columns"], facts["bits_stored"])
+    return pictures.pixels(np.frombuffer(content, np.uint8), facts["rows"], facts["columns"])
 
 
 def refusal(folder: Path, content: bytes) -> str:
@@ -117,7 +118,7 @@ def test_bombs_in_ancillary_chunks_are_refused(tmp_path, name):
 
 def test_pixel_data_longer_than_the_picture_are_left_and_shorter_ones_refused(tmp_path):
     assert np.array_equal(decoded(tmp_path, png(np.vstack([GREY, GREY]), 0, size=(40, 30))), GREY)
-    assert refusal(tmp_path, png(GREY, 0, size=(41, 30))) == "decode_failed"
+    assert refusal(tmp_path, png(GREY, 0, size=(41, 30))) == "truncated"
 
 
 def test_several_images_in_one_file_are_the_first(tmp_path):
@@ -156,6 +157,15 @@ def test_a_cut_picture_is_no_image_even_where_somebody_closed_it(tmp_path, conte
                 assert np.array_equal(decoded(tmp_path, content[:place] + end), whole)
 
 
+@pytest.mark.parametrize("content", [png(GREY, 0), png(WITH_ALPHA, 6), saved(Image.fromarray(GREY), "JPEG")])
+def test_broken_pictures_cost_no_reference_to_none(tmp_path, content):
+    """A binding that loses one with every error ends the process after some thousands."""
+    before = sys.getrefcount(None)
+    for _ in range(100):
+        assert refusal(tmp_path, content[: len(content) * 3 // 4]) == "decode_failed"
+    assert sys.getrefcount(None) - before > -20
+
+
 def test_a_picture_of_more_than_256_mib_is_refused_unread(tmp_path):
     path = tmp_path / "picture"
     path.write_bytes(png(GREY, 0))
@@ -168,9 +178,4 @@ def test_a_picture_of_more_than_256_mib_is_refused_unread(tmp_path):
 def test_a_picture_that_is_no_longer_what_its_header_was_is_not_decoded():
     for content in (png(GREY, 0), png(GREY, 0, size=(12_000, 12_000)), png(GREY, 0, size=(40_000, 40_000))):
         with pytest.raises(Refused, match="shape_mismatch"):
-            pictures.pixels(np.frombuffer(content, np.uint8), 41, 30, 8)
-    for content, bits in ((png(GREY, 0), 16), (png(GREY_16, 0), 8)):
-        try:
-            assert pictures.pixels(np.frombuffer(content, np.uint8), 40, 30, bits).dtype.itemsize * 8 == bits
-        except Refused as refused:
-            assert refused.reason == "shape_mismatch"
+            pictures.pixels(np.frombuffer(content, np.uint8), 41, 30)
