@@ -120,11 +120,12 @@ def test_run_makes_every_table_of_its_steps(image_study_run: Path) -> None:
         assert pl.read_csv(path, infer_schema=False).columns == list(schemas.columns(path.stem)), path.name
     for name in PATIENT_LEVEL:
         assert (outputs / "patient_level" / name).is_file()
-    for name in ("index/part-00000", "network_outputs/part-00000", "refusals/index-00000", "refusals/score-00000"):
+    for name in ("index/part-00000", "network_outputs/part-00000-00000", "refusals/index-00000"):
         assert (outputs / "patient_level" / f"{name}.parquet").is_file()
     assert {path.name for path in (outputs / "model").iterdir() if path.is_file()} == {
         "bundle.json",
         "cut_grid.parquet",
+        "familiarity.safetensors",
         "training_patients.parquet",
         "MODEL_CARD.md",
     }

@@ -10,6 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from cohort_scorer import schemas
 from cohort_scorer import study as study_file
 from cohort_scorer.stages import Machine, Silent
 from cohort_scorer.stages.index import index
@@ -36,7 +37,8 @@ def study_of(folder: Path, bundle: Path, text: str, shifted: bool = False) -> st
 
 
 def refusals(study: study_file.Study, step: str) -> pl.DataFrame:
-    return pl.concat(pl.read_parquet(path) for path in (study.patient_level / "refusals").glob(f"{step}-*.parquet"))
+    paths = (study.patient_level / "refusals").glob(f"{step}-*.parquet")
+    return pl.concat([pl.DataFrame(schema=schemas.columns("refusals")), *map(pl.read_parquet, paths)])
 
 
 def test_every_file_of_a_dicom_heap_is_accounted_for(tmp_path: Path, trained_bundle: Path) -> None:

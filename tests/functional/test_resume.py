@@ -88,35 +88,6 @@ def test_an_interrupted_score_goes_on_and_gives_the_same_bytes(image_study_done:
     assert (image_study_done / SCORES).read_bytes() == (image_study_run / SCORES).read_bytes()
 
 
-def test_score_goes_on_after_a_part_and_opens_no_film_twice(
-    image_study_done: Path, image_study_run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Stopped in the second part: the first stands, and only what it lacks is scored."""
-    from cohort_scorer.imaging import scoring
-    from cohort_scorer.stages import score as stage
-
-    shutil.rmtree(image_study_done / "outputs/patient_level/network_outputs")
-    (image_study_done / SCORES).unlink()
-    monkeypatch.setattr(stage, "_PART_ROWS", 64)
-    scored: list[list[str]] = []
-    original = scoring.score
-
-    def stopped_in_the_second(rows: pl.DataFrame, *others: object) -> object:
-        if len(scored) == 1:
-            scored.append([])
-            raise KeyboardInterrupt
-        scored.append(rows["uri"].to_list())
-        return original(rows, *others)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(scoring, "score", stopped_in_the_second)
-    assert cli("score", image_study_done).code == 130
-    assert not (image_study_done / SCORES).exists()
-    assert cli("score", image_study_done).code == 0
-    opened = [uri for part in scored for uri in part]
-    assert len(opened) == len(set(opened)) == 153
-    assert scores(image_study_done).equals(scores(image_study_run))
-
-
 def test_index_goes_on_after_a_part(image_study: Path, image_study_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from cohort_scorer.imaging import header
     from cohort_scorer.imaging import index as archive
