@@ -5,6 +5,7 @@ not want, or that no decoder here reads, stays in the index, not eligible, with 
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -108,15 +109,15 @@ def read_headers(
         known = listing.select("uri", *stated)
         files = files.join(known, left_on="listed_uri", right_on="uri", how="left", maintain_order="left")
     paths = (str(path_of(roots[root], uri)) for root, uri in files.select("root", "uri").iter_rows())
-    outcomes = reading.read_all(paths, len(files), listing is not None, workers)
-    for part in files.iter_slices(PART_FILES):
-        rows, refusals = [], []
-        for batch in part.iter_slices(_BATCH_FILES):
-            made, refused = _batch(batch, outcomes, stated if listing is not None else None, rules)
-            rows.append(made)
-            refusals.append(refused)
-            advance(len(batch))
-        yield pl.concat(rows), pl.concat(refusals)
+    with closing(reading.read_all(paths, len(files), listing is not None, workers)) as outcomes:
+        for part in files.iter_slices(PART_FILES):
+            rows, refusals = [], []
+            for batch in part.iter_slices(_BATCH_FILES):
+                made, refused = _batch(batch, outcomes, stated if listing is not None else None, rules)
+                rows.append(made)
+                refusals.append(refused)
+                advance(len(batch))
+            yield pl.concat(rows), pl.concat(refusals)
 
 
 def refuse_problems(files: pl.DataFrame, listed: bool) -> pl.DataFrame:

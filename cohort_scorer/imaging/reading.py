@@ -5,7 +5,7 @@ begins.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future
 from itertools import islice
 from pathlib import Path
@@ -23,7 +23,7 @@ _FILES_WORTH_PROCESSES: Final = 1_000
 """Children take 0.5 s to begin, as long as 600 headers; with 2 cores they are worth it from some 1,200 on."""
 
 
-def read_all(paths: Iterator[str], n_files: int, listed: bool, n_workers: int) -> Iterator[Outcome]:
+def read_all(paths: Iterator[str], n_files: int, listed: bool, n_workers: int) -> Generator[Outcome]:
     """Read headers.
 
     Args:
@@ -48,10 +48,10 @@ def read_all(paths: Iterator[str], n_files: int, listed: bool, n_workers: int) -
         f"Expected memory for {n_workers:,} processes side by side; found too little, perhaps.",
         "Run the same command again with fewer --workers.",
     )
-    with workers.pool(n_workers, killed) as pool:
+    with workers.pool(n_workers, killed) as submit:
         ahead: deque[Future[list[Outcome]]] = deque()
         for task in tasks:
-            ahead.append(pool.submit(_read_some, listed, task))
+            ahead.append(submit(_read_some, listed, task))
             if len(ahead) > 4 * n_workers:
                 yield from ahead.popleft().result()
         while ahead:

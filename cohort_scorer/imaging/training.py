@@ -92,8 +92,8 @@ def _in_processes(jobs: Sequence[Job], images: Path, folder: Path, settings: Set
         "Run the same command again with fewer --workers.",
     )
     # What is half trained when the pool ends early would not be kept: waiting for it could take hours.
-    with processes.pool(min(workers, len(jobs)), killed) as pool:
-        for future in as_completed([pool.submit(_train_one, job, images, folder, settings) for job in jobs]):
+    with processes.pool(min(workers, len(jobs)), killed) as submit:
+        for future in as_completed([submit(_train_one, job, images, folder, settings) for job in jobs]):
             yield future.result()
 
 

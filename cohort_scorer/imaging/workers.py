@@ -1,54 +1,102 @@
-"""How the child processes of a pool begin and end. Does not know what they work on."""
+"""Child processes that do tasks side by side, and how they begin and end. Does not know what the tasks are.
+
+concurrent.futures' own pool shares one pipe among its children: where one is killed while it writes there, or while
+another is being started, Python 3.11 waits for ever. Here each child has a pipe of its own, whose end is always heard.
+"""
 
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing import connection
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from queue import SimpleQueue
 from typing import Any
 
 from cohort_scorer.errors import MachineError
 
+Submit = Callable[..., Future[Any]]
+"""submit(work, *arguments): have a child call a function of a module; its result or what it raised comes back."""
+
 
 @contextmanager
-def pool(n_workers: int, killed: MachineError) -> Iterator[ProcessPoolExecutor]:
+def pool(n_workers: int, killed: MachineError) -> Iterator[Submit]:
     """Hold child processes, spawned and not forked: the parent may hold threads and CUDA.
 
-    Whatever ends the block early ends the children at once: nobody waits for what they were at.
+    The end of the block, early or not, ends the children at once: nobody waits for what they were at.
 
     Args:
-        n_workers: How many; they begin when there is something to do.
-        killed: What to tell where a child was killed from outside, as the system does when memory is short.
-
-    Raises:
-        MachineError: `killed`.
+        n_workers: How many.
+        killed: What a task raises whose child was killed from outside, as the system does when memory is short.
     """
-    with ProcessPoolExecutor(n_workers, multiprocessing.get_context("spawn"), begin) as children:
+    mine = threading.local()
+    children: SimpleQueue[Connection] = SimpleQueue()
+
+    def take_child() -> None:
+        mine.child = children.get()
+
+    def call(work: Callable[..., Any], *arguments: Any) -> Any:
         try:
-            yield children
-        except BrokenProcessPool as fault:
+            mine.child.send((work, arguments))
+            result, error = mine.child.recv()
+        except (EOFError, OSError) as fault:
             raise killed from fault
-        except BaseException:
-            for child in multiprocessing.active_children():
-                child.terminate()
-            raise
+        if error is not None:
+            raise error
+        return result
+
+    with ExitStack() as left:
+        threads = ThreadPoolExecutor(n_workers, thread_name_prefix="child", initializer=take_child)
+        left.callback(threads.shutdown, cancel_futures=True)
+        for _ in range(n_workers):
+            ours, process = _started()
+            left.callback(_end, process)
+            children.put(ours)
+        yield lambda work, *arguments: threads.submit(call, work, *arguments)
 
 
-def begin() -> None:
-    """Initialise a child: Ctrl-C ends it at once and without a word, and it does not outlive its parent.
+def _started() -> tuple[Connection, BaseProcess]:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs,), daemon=True)
+    # Children inherit the mask: Ctrl-C reaches the parent alone, which ends them.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    theirs.close()
+    return ours, process
 
-    A parent that was killed tells nobody: its children would finish their task, and then wait for ever.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+def _end(process: BaseProcess) -> None:
+    process.kill()
+    process.join()
+
+
+def _serve(tasks: Connection) -> None:
+    """Be a child: do what is asked, until the parent ends it, or has itself been killed."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), name="parent", daemon=True).start()
+    with suppress(EOFError, OSError):
+        while True:
+            work, arguments = tasks.recv()
+            answer: tuple[Any, Exception | None]
+            try:
+                answer = work(*arguments), None
+            except Exception as error:
+                error.add_note(traceback.format_exc())
+                answer = None, error
+            tasks.send(answer)
 
 
 def _end_with(sentinel: Any) -> None:
+    """A parent that was killed tells nobody: its children would finish their task, and then wait for ever."""
     connection.wait([sentinel])
     os._exit(1)

@@ -164,9 +164,19 @@ def test_no_file_is_lost_or_doubled_when_index_is_killed(large_study: Path, writ
     assert refused.equals(parts(large_study, "refusals/index-*.parquet").sort("uri"))
 
 
+def reading_index(study: Path) -> tuple[subprocess.Popen[str], list[int]]:
+    """A process that indexes, and children of its own that read headers."""
+    process = started_index(study, (study / "outputs/.lock").is_file)
+    children: list[int] = []
+    while not children:
+        assert process.poll() is None, process.communicate()
+        children = [pid for pid in members(process.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return process, children
+
+
 def test_index_interrupted_ends_at_once_and_leaves_no_process(large_study: Path) -> None:
     """The signal reaches the command alone: its children are ended by it."""
-    process = started_index(large_study, (large_study / LEVEL / "index/part-00000.parquet").is_file)
+    process, _ = reading_index(large_study)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=20)
     assert process.returncode == 130, stderr
@@ -175,20 +185,15 @@ def test_index_interrupted_ends_at_once_and_leaves_no_process(large_study: Path)
         "What was finished stands.",
         "Run the same command again to go on.",
     ]
-    assert members(process.pid) == []
+    wait_for_the_end(process.pid)
 
 
 def test_index_ends_with_17_when_a_process_of_its_own_is_killed(large_study: Path) -> None:
-    lock = large_study / "outputs/.lock"
-    process = started_index(large_study, lock.is_file)
-    children: list[int] = []
-    while not children:
-        assert process.poll() is None, process.communicate()
-        children = [pid for pid in members(process.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    process, children = reading_index(large_study)
     os.kill(children[0], signal.SIGKILL)
     stdout, stderr = process.communicate(timeout=60)
     told(Answer(process.returncode, stdout, stderr), 17, "A process that read headers was killed")
-    assert members(process.pid) == []
+    wait_for_the_end(process.pid)
     assert cli("index", large_study).code == 0
     counts(large_study)
 
