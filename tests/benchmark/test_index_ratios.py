@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from many_films import write_films
-from test_ratios import seconds, tell
+from ratios import seconds, tell
 
 from cohort_scorer import study as study_file
 from cohort_scorer.provenance import Step

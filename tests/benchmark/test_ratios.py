@@ -1,6 +1,5 @@
 """Ratios measured within one run; `make bench` prints them. Nothing here passes or fails by the clock."""
 
-import time
 from pathlib import Path
 
 import numpy as np
@@ -9,19 +8,8 @@ import polars as pl
 from lifelines import CoxPHFitter
 from ratios import seconds, tell
 
-from cohort_scorer import study as study_file
 from cohort_scorer.simulation.study import write_study
-from cohort_scorer.stages import Machine, Silent
-from cohort_scorer.stages.index import index as index_step
 from cohort_scorer.statistics import cox
-
-
-def test_second_index_against_the_first(tmp_path: Path) -> None:
-    study = study_file.load(write_study(tmp_path / "study", n_patients=400, seed=1))
-    started = time.perf_counter()
-    index_step(study, Machine(), Silent())
-    first = time.perf_counter() - started
-    tell("index of an archive, first against second", first, seconds(lambda: index_step(study, Machine(), Silent()), 3))
 
 
 def test_cox_of_100_000_patients_against_lifelines() -> None:
