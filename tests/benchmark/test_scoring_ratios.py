@@ -121,15 +121,16 @@ def test_300_uncompressed_films_and_a_tiny_network(tmp_path: Path) -> None:
         naive(tmp_path / f"{number:04}")
     loop = 60 / (time.perf_counter() - started)
     engines, alone = [], []
-    for _ in range(3):
+    for _ in range(15):  # in turn: what else the machine does comes and goes
         engines.append(300 / score(rows, tmp_path, network, 224))
         started = time.perf_counter()
         assert sum(1 for _ in decoding.radiographs(rows.iter_rows(named=True), {"root": tmp_path}, 224, CORES)) == 300
         alone.append(300 / (time.perf_counter() - started))
     engine, decode = np.median(engines), np.median(alone)
+    share = np.median(np.divide(engines, alone))
     print(f"\n300 uncompressed films, tiny network at 224, {CORES} cores, films/s:")
     print(f"  naive loop {loop:.1f}, engine {engine:.1f}: {engine / loop:.1f} x")
-    print(f"  decoding alone, same children {decode:.1f}: engine reaches {engine / decode:.2f} of it")
+    print(f"  decoding alone, same children {decode:.1f}: engine reaches {share:.2f} of it")
     assert engine > 0
 
 
