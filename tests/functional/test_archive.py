@@ -328,3 +328,21 @@ def test_an_index_of_another_study_that_does_not_fit_ends_with_10(other_study: P
     else:
         substitute(other_study / "study.toml", "^views = ", 'listing = "listing.csv"\nviews = ')
     told(cli("index", other_study), 10, "does not fit the index of the other study")
+
+
+def test_hands_and_other_views_lie_far_from_the_training_films(image_study_done: Path) -> None:
+    """A study that lets them through sees them in its scores."""
+    substitute(
+        image_study_done / "study.toml",
+        r"^\[archive\]",
+        '[archive]\nbody_parts = ["CHEST", "HAND"]\nviews = ["PA", "AP", "LATERAL"]',
+    )
+    assert cli("index", image_study_done).code == 0
+    assert cli("score", image_study_done).code == 0
+    index = parts(image_study_done, "index/part-*.parquet").select("image_id", "body_part_examined")
+    found = pl.read_parquet(image_study_done / LEVEL / "scores.parquet").join(index, on="image_id")
+    is_strange = (pl.col("body_part_examined") == "HAND") | (pl.col("view") == "LATERAL")
+    strange, ordinary = found.filter(is_strange), found.filter(~is_strange)
+    assert set(strange["body_part_examined"]) == {"CHEST", "HAND"}
+    assert (strange["feature_distance_percent"] == 100).all()
+    assert strange["feature_distance"].min() > ordinary["feature_distance"].max()
