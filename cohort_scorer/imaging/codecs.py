@@ -17,7 +17,7 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-from cohort_scorer.imaging import header, jpeg, jpeg_2000, pictures
+from cohort_scorer.imaging import data_set, jpeg, jpeg_2000, pictures
 from cohort_scorer.imaging.encapsulated import Stream, joined_fragments
 from cohort_scorer.imaging.refusal import Refused
 
@@ -43,7 +43,7 @@ _DECODERS: Mapping[str, _DecodeStream] = {
     "1.2.840.10008.1.2.4.203": jpeg_2000.decode_high_throughput,
 }
 ENCAPSULATED: Final = frozenset(_DECODERS) | {_RLE}
-SUPPORTED: Final = ENCAPSULATED | header.NATIVE
+SUPPORTED: Final = ENCAPSULATED | data_set.NATIVE
 ISOLATED: Final = frozenset(
     syntax for syntax, decoder in _DECODERS.items() if decoder is jpeg_2000.decode_high_throughput
 )
@@ -74,7 +74,7 @@ def read_value(row: Row, path: Path) -> NDArray[np.uint8]:
     length = row["pixel_data_length"]
     if row["file_format"] == "dicom":
         film = row["rows"] * row["columns"] * bytes_per_pixel(row)
-        is_native = row["transfer_syntax"] in header.NATIVE
+        is_native = row["transfer_syntax"] in data_set.NATIVE
         length = film if is_native else min(length, max(_FILMS_PER_STREAM * film, _LEAST_BYTES_READ))
     value = np.empty(length, np.uint8)
     with _opened_value(row, path) as file:
@@ -100,7 +100,7 @@ def decode(row: Row, value: NDArray[np.uint8]) -> Pixels:
     expected = (row["rows"], row["columns"])
     if row["file_format"] != "dicom":
         pixels, allowed = pictures.pixels(value, *expected), [expected, expected[::-1]]
-    elif row["transfer_syntax"] in header.NATIVE:
+    elif row["transfer_syntax"] in data_set.NATIVE:
         pixels, allowed = _native(row, value), [expected]
     else:
         pixels, allowed = _encapsulated(row, value), [expected]
@@ -134,7 +134,7 @@ def bytes_per_pixel(row: Row) -> int:
 
 def _native(row: Row, value: NDArray[np.uint8]) -> Pixels:
     width = bytes_per_pixel(row)
-    if row["transfer_syntax"] == header.EXPLICIT_BIG and (width == 2 or row["pixel_data_vr"] == "OW"):
+    if row["transfer_syntax"] == data_set.EXPLICIT_BIG and (width == 2 or row["pixel_data_vr"] == "OW"):
         value = value[: value.size // 2 * 2].view(">u2").astype("<u2").view(np.uint8)  # PS3.5 annex D
     return value.view("<u2" if width == 2 else np.uint8).reshape(row["rows"], row["columns"])
 
@@ -191,7 +191,7 @@ def _opened_value(row: Row, path: Path) -> Iterator[FileIO | BufferedReader]:
             status = path.stat()
             if (status.st_size, status.st_mtime_ns) != (row["file_size"], row["file_mtime_ns"]):
                 raise Refused("changed_file", "size or time differ from the index")
-            value = header.inflated(file) if row["transfer_syntax"] == header.DEFLATED else file
+            value = data_set.inflated(file) if row["transfer_syntax"] == data_set.DEFLATED else file
             value.seek(row["pixel_data_offset"])
             yield value
     except (FileNotFoundError, NotADirectoryError) as error:

@@ -13,7 +13,7 @@ from typing import Any, Final
 import polars as pl
 
 from cohort_scorer import schemas
-from cohort_scorer.imaging import codecs, decoding, header, reading
+from cohort_scorer.imaging import codecs, data_set, decoding, reading
 from cohort_scorer.imaging.files import find_files, path_of
 from cohort_scorer.imaging.refusal import Refused
 
@@ -301,7 +301,7 @@ def _has_known_pixels(facts: _Facts) -> bool:
 
 def _has_known_syntax(facts: _Facts) -> bool:
     encapsulated: bool = facts["encapsulated"]
-    return facts["transfer_syntax"] in codecs.SUPPORTED - (header.NATIVE if encapsulated else codecs.ENCAPSULATED)
+    return facts["transfer_syntax"] in codecs.SUPPORTED - (data_set.NATIVE if encapsulated else codecs.ENCAPSULATED)
 
 
 def _is_whole(facts: _Facts) -> bool:
@@ -309,7 +309,7 @@ def _is_whole(facts: _Facts) -> bool:
     if facts["encapsulated"]:
         return True
     needed: int = facts["rows"] * facts["columns"] * codecs.bytes_per_pixel(facts)
-    is_deflated = facts["transfer_syntax"] == header.DEFLATED
+    is_deflated = facts["transfer_syntax"] == data_set.DEFLATED
     here: int = needed if is_deflated else facts["file_size"] - facts["pixel_data_offset"]
     declared: int = facts["pixel_data_length"]
     return needed <= min(declared, here)

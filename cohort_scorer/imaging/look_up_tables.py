@@ -13,7 +13,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag
 
-from cohort_scorer.imaging import header
+from cohort_scorer.imaging import data_set
 from cohort_scorer.imaging.display import LookUpTable
 from cohort_scorer.imaging.refusal import Refused
 
@@ -36,9 +36,9 @@ def read(row: Mapping[str, Any], path: Path) -> tuple[LookUpTable | None, LookUp
     """
     if not (row["modality_lut"] or row["voi_lut"]):
         return None, None
-    with header.opened(path) as file, header.silenced():
+    with data_set.opened(path) as file, data_set.silenced():
         try:
-            elements = header.Opened.of(file).elements(_KEYWORDS, _at_pixels, None)
+            elements = data_set.Opened.of(file).elements(_KEYWORDS, _at_pixels, None)
             return (
                 _table(elements.ModalityLUTSequence[0], row["pixel_representation"] == 1)
                 if row["modality_lut"]
@@ -53,7 +53,7 @@ def read(row: Mapping[str, Any], path: Path) -> tuple[LookUpTable | None, LookUp
 
 
 def _at_pixels(tag: BaseTag, vr: str | None, length: int) -> bool:
-    return tag in header.PIXEL_TAGS
+    return tag in data_set.PIXEL_TAGS
 
 
 def _may_be_negative(row: Mapping[str, Any]) -> bool:

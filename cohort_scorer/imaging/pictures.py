@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
-from cohort_scorer.imaging import header
+from cohort_scorer.imaging import data_set, header
 from cohort_scorer.imaging.encapsulated import with_filler
 from cohort_scorer.imaging.refusal import Refused
 
@@ -35,7 +35,7 @@ def read_header(path: Path) -> dict[str, Any]:
     Raises:
         Refused: missing_file, unreadable_file, too_large, header_unreadable, or not_dicom for any other kind of file.
     """
-    with header.opened(path) as file, warnings.catch_warnings():
+    with data_set.opened(path) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the index judges sizes
         try:
             with Image.open(file, formats=_FORMATS) as picture:
@@ -51,7 +51,7 @@ def read_header(path: Path) -> dict[str, Any]:
         except Exception as error:
             # Pillow's header parsers raise more than they document on malformed chunks.
             raise Refused("header_unreadable", f"pillow raised {type(error).__name__}") from error
-    with header.opened(path) as file:
+    with data_set.opened(path) as file:
         if (length := file.seek(0, io.SEEK_END)) > MAXIMUM_FILE_BYTES:
             raise Refused("too_large", f"a picture of more than {MAXIMUM_FILE_BYTES // 2**20} MiB")
         bits = 16 if mode.startswith("I") else 8
