@@ -8,13 +8,19 @@ import numpy as np
 
 def seconds(work: Callable[[], object], repeats: int) -> float:
     """The median of several runs after one that is not counted."""
-    work()
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return float(np.median(times))
+    return in_turn(work, repeats=repeats)[0]
+
+
+def in_turn(*works: Callable[[], object], repeats: int) -> list[float]:
+    """The medians of works that are done in turn, for what else the machine does comes and goes."""
+    times: list[list[float]] = []
+    for _ in range(repeats + 1):
+        times.append([])
+        for work in works:
+            started = time.perf_counter()
+            work()
+            times[-1].append(time.perf_counter() - started)
+    return [float(median) for median in np.median(times[1:], axis=0)]
 
 
 def tell(what: str, slow: float, fast: float) -> None:

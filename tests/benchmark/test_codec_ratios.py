@@ -14,7 +14,7 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels import get_decoder, pixel_array
 from pydicom.pixels.encoders import RLELosslessEncoder
 from pydicom.uid import DigitalXRayImageStorageForPresentation, RLELossless, generate_uid
-from ratios import seconds, tell
+from ratios import in_turn, tell
 
 from cohort_scorer.imaging import codecs, index
 
@@ -96,4 +96,4 @@ def test_a_compressed_film_to_its_stored_integers_against_pydicom(tmp_path: Path
     for number, plugin in enumerate(decoder._available):  # in the order in which pydicom tries them
         used = f"pydicom with {plugin}, its {'own choice' if number == 0 else 'alternative'}"
         what = f"{name} at {pixels.nbytes / len(frame):.1f} to 1, {used}, against ours"
-        tell(what, seconds(partial(theirs, plugin), 5), seconds(ours, 5))
+        tell(what, *in_turn(partial(theirs, plugin), ours, repeats=9))
