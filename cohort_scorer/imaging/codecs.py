@@ -148,7 +148,7 @@ def _encapsulated(row: Row, value: NDArray[np.uint8]) -> Pixels:
             Stream.must_fit, rows=row["rows"], columns=row["columns"], bits_allocated=row["bits_allocated"]
         )
         return _words(row, *_DECODERS[row["transfer_syntax"]](frame, must_fit))
-    except Refused:
+    except (Refused, MemoryError):
         raise
     except Exception as error:
         # The stream is untrusted, and each third-party decoder has its own exceptions for what it trips over.

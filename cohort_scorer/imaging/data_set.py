@@ -64,7 +64,7 @@ def inflated(file: BinaryIO) -> BufferedReader:
     with silenced():
         try:
             _read_meta(file)
-        except Refused:
+        except (Refused, MemoryError):
             raise
         except Exception as error:
             # pydicom raises whatever a malformed header trips over.

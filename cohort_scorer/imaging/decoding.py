@@ -1,9 +1,9 @@
 """Films -> images, in child processes that may hang, die or want too much memory without harm to the run.
 
 A child has one thread and decodes one film at a time, in the order they were given; images come back through shared
-memory. So the film that stopped a child is known: it is tried once more, alone in a process of its own,
-and what stops that one too is refused as decoder_crash or decoder_timeout. Films whose decoders are known to hang or
-die have a process of their own from the start. The kernel keeps the limits: an interval timer, and RLIMIT_DATA.
+memory. So the film that stopped a child is known: it is tried once more, alone in a process of its own, and what stops
+that one too is refused as decoder_crash, decoder_timeout or too_large. Films whose decoders are known to hang or die
+have a process of their own from the start. The kernel keeps the limits: an interval timer, and RLIMIT_DATA.
 
 Knows no network, and no order: films come back as they are done.
 """
@@ -44,6 +44,7 @@ _FILMS_PER_CHILD: Final = 4  # one is decoded, the others are read ahead by the 
 _MOST_STILLBORN: Final = 5  # in a row: one may be killed by chance before it is ready
 _MOST_KILLED: Final = 3  # no decoder sends SIGKILL: a system short of memory does, and may do so by chance
 _ENDED: Final = 0  # exit code of a child whose parent closed the connection
+_WANTED_TOO_MUCH: Final = 3  # of one whose film, with what it held of earlier ones, took too much memory
 
 _Row = dict[str, Any]
 _Task = tuple[int, _Row]
@@ -217,6 +218,8 @@ class _Crew:
 def _stopped(exit_code: int | None) -> Refused:
     if exit_code == -signal.SIGALRM:
         return Refused("decoder_timeout", f"not decoded within {LIMIT_SECONDS:g} s, alone in a process")
+    if exit_code == _WANTED_TOO_MUCH:
+        return Refused("too_large", f"needs more than {LIMIT_BYTES // 2**20} MiB, alone in a process")
     how = f"was killed by signal {-exit_code}" if exit_code and exit_code < 0 else f"ended with {exit_code}"
     return Refused("decoder_crash", f"the process that decoded it, and it alone, {how}")
 
@@ -305,7 +308,7 @@ def _guarded(work: Any, *arguments: Any) -> Any:
     except Refused as refused:
         return refused
     except MemoryError:
-        return Refused("too_large", f"needs more than {LIMIT_BYTES // 2**20} MiB")
+        os._exit(_WANTED_TOO_MUCH)
     except Exception as error:
         # The film is untrusted: one that trips something nobody thought of is a film refused, not a run stopped.
         return Refused("decode_failed", f"raised {type(error).__name__}")

@@ -45,7 +45,7 @@ def read(row: Mapping[str, Any], path: Path) -> tuple[LookUpTable | None, LookUp
                 else None,
                 _table(elements.VOILUTSequence[0], _may_be_negative(row)) if row["voi_lut"] else None,
             )
-        except Refused:
+        except (Refused, MemoryError):
             raise
         except Exception as error:
             # The tables are as untrusted as the rest of a header, and pydicom raises whatever it trips over.

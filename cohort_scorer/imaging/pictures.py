@@ -104,7 +104,7 @@ def pixels(content: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.ui
             if picture.mode.startswith("I"):
                 return np.asarray(picture).astype(np.uint16)
             return np.array(picture.convert("L"), dtype=np.uint8)
-    except Refused:
+    except (Refused, MemoryError):
         raise
     except Image.DecompressionBombError as error:
         raise Refused("shape_mismatch", "more pixels than the header says") from error

@@ -100,6 +100,21 @@ def test_a_film_that_wants_too_much_memory_is_refused_and_no_other(tmp_path, mon
     assert found[6] in ("too_large", "decode_failed", "decoder_crash")
 
 
+def test_a_film_is_too_large_only_where_nothing_but_the_film_took_memory(tmp_path, monkeypatch):
+    """A child may hold memory of earlier films: what does not fit there is tried once more, alone."""
+    write_film(tmp_path / "large", np.tile(film(300, 300), (16, 16)), EXPLICIT)
+    start, alone = decoding._Crew._start, []
+
+    def noted(crew, is_alone):
+        alone.append(is_alone)
+        return start(crew, is_alone)
+
+    monkeypatch.setattr(decoding._Crew, "_start", noted)
+    monkeypatch.setattr(decoding, "LIMIT_BYTES", 32 * 2**20)
+    assert outcomes(index_of(tmp_path).rows(named=True), tmp_path, workers=1) == {0: "too_large"}
+    assert alone == [False, True]
+
+
 def test_children_that_are_killed_lose_no_film(archive):
     """As a system short of memory does it; the film that a child had is tried once more, alone."""
     folder, rows = archive
