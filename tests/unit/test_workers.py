@@ -1,11 +1,13 @@
 """Children do what they are asked, and nothing that ends one of them, or their parent, is waited for."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -92,3 +94,29 @@ def test_whatever_ends_the_block_ends_the_children_at_once() -> None:
             submit(time.sleep, 60)
         raise KeyboardInterrupt
     assert time.monotonic() - started < 30
+
+
+def test_ctrl_c_while_a_child_starts_waits_until_it_has_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any thread of the parent may take the signal: a child half started would print a traceback."""
+    context, started = multiprocessing.get_context("spawn"), list[BaseProcess]()
+    start, is_starting = context.Process.start, threading.Event()
+
+    def take_signal() -> None:
+        is_starting.wait()
+        signal.raise_signal(signal.SIGINT)
+
+    other = threading.Thread(target=take_signal)
+    other.start()
+
+    def interrupted(process: BaseProcess) -> None:
+        is_starting.set()
+        other.join()
+        start(process)
+        started.append(process)
+
+    monkeypatch.setattr(context.Process, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt), workers.pool(2, KILLED):
+        pass
+    assert len(started) == 1
+    started[0].kill()
+    started[0].join()
