@@ -8,12 +8,11 @@ import json
 import os
 import re
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -83,6 +82,10 @@ ShardOption = Annotated[
     typer.Option(
         metavar="I/N", help="Score the i-th of n shares of the archive; `score` without it puts them together."
     ),
+]
+FoldsOption = Annotated[
+    str | None,
+    typer.Option(metavar="0,1", help="Train the networks of these folds alone; `train` without it does the rest."),
 ]
 KeepOption = Annotated[
     bool, typer.Option("--keep-images", help="Keep resized films (0.5 MB each at 512 pixels): each is decoded once.")
@@ -159,12 +162,13 @@ def train(
     study: StudyPath = Path(),
     device: DeviceOption = Device.AUTO,
     workers: WorkersOption = None,
+    folds: FoldsOption = None,
     keep_images: KeepOption = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train the three threshold models with cross-validation; write the bundle. Resumable."""
-    _run("train", study, _machine(device, None, workers, keep_images=keep_images), quiet, as_json)
+    _run("train", study, _machine(device, None, workers, None, folds, keep_images), quiet, as_json)
 
 
 @app.command()
@@ -179,7 +183,7 @@ def score(
     as_json: JsonOption = False,
 ) -> None:
     """Score every eligible radiograph with the bundle. Resumable."""
-    _run("score", study, _machine(device, batch_size, workers, shard, keep_images), quiet, as_json)
+    _run("score", study, _machine(device, batch_size, workers, shard, None, keep_images), quiet, as_json)
 
 
 @app.command()
@@ -217,7 +221,7 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Run every step that the study file has sections for, in order."""
-    _run("run", study, _machine(device, batch_size, workers, None, keep_images), quiet, as_json)
+    _run("run", study, _machine(device, batch_size, workers, None, None, keep_images), quiet, as_json)
 
 
 @app.command()
@@ -266,6 +270,7 @@ def _machine(
     batch_size: int | None = None,
     workers: int | None = None,
     share: str | None = None,
+    folds: str | None = None,
     keep_images: bool = False,
 ) -> "Machine":
     from cohort_scorer.stages import Machine, Shard
@@ -276,7 +281,10 @@ def _machine(
         if not found or not 1 <= int(found[1]) <= int(found[2]):
             raise typer.BadParameter(f"{share}: expected i/n with 1 <= i <= n, as 3/8", param_hint="--shard")
         shard = Shard(int(found[1]), int(found[2]))
-    return Machine(device.value, batch_size, workers or os.cpu_count() or 1, shard, keep_images)
+    if folds is not None and not re.fullmatch(r"\d{1,3}(,\d{1,3})*", folds):
+        raise typer.BadParameter(f"{folds}: expected numbers of folds, as 0,1", param_hint="--folds")
+    chosen = tuple(sorted(set(map(int, folds.split(","))))) if folds else ()
+    return Machine(device.value, batch_size, workers or os.cpu_count() or 1, shard, chosen, keep_images)
 
 
 def _run(verb: str, path: Path, machine: "Machine", quiet: bool, as_json: bool) -> None:
@@ -288,11 +296,10 @@ def _run(verb: str, path: Path, machine: "Machine", quiet: bool, as_json: bool) 
         study = _load(path)
         stage: Callable[[Study, Machine, Console], Path]
         stage = getattr(import_module(f"cohort_scorer.stages.{verb}"), verb)
-        share = machine.shard.name if machine.shard else ""
-        with storage.lock(study.output, share):
+        with storage.lock(study.output, machine.locks):
             result = stage(study, machine, _console(quiet))
         if as_json:
-            inside = study.unprotected / "manifests" / f"{verb}{share and '-'}{share}.json"
+            inside = study.unprotected / "manifests" / f"{verb}{machine.share and '-'}{machine.share}.json"
             result = study.release_folder / "manifest.json" if verb in ("run", "report") else inside
             print(result.read_text(encoding="utf-8"), end="")
         else:
@@ -339,43 +346,7 @@ def _end(message: str, code: int) -> None:
 
 
 def _console(quiet: bool) -> "Console":
+    from cohort_scorer.console import Stderr
     from cohort_scorer.stages import Silent
 
-    return Silent() if quiet else _Stderr()
-
-
-class _Stderr:
-    """Lines and progress on stderr: a bar on a terminal, elsewhere a line every 30 seconds with what is left."""
-
-    def say(self, line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-    @contextmanager
-    def progress(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
-        if sys.stderr.isatty():
-            with _bar() as bar:
-                task = bar.add_task(description, total=total)
-                yield lambda n: bar.advance(task, n)
-            return
-        started = last = time.monotonic()
-        done = 0
-
-        def advance(n: int) -> None:
-            nonlocal done, last
-            done += n
-            now = time.monotonic()
-            if now - last >= 30 and done:
-                last = now
-                left = (now - started) * (total - done) / done
-                self.say(f"{description}: {done:,} of {total:,}, about {left / 60:.0f} min left")
-
-        yield advance
-        self.say(f"{description}: {done:,} of {total:,} in {time.monotonic() - started:.0f} s")
-
-
-def _bar() -> Any:
-    from rich.console import Console as Terminal
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Terminal(stderr=True))
+    return Silent() if quiet else Stderr()

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -196,13 +196,13 @@ def read_parts(folder: Path, columns: list[str] | None = None) -> pl.DataFrame |
 
 
 @contextmanager
-def lock(output: Path, share: str = "") -> Iterator[None]:
+def lock(output: Path, shares: Sequence[str] = ()) -> Iterator[None]:
     """Hold the study: two runs that write the same folder would mix their results.
 
     Args:
         output: The folder that is written.
-        share: Name of the share that this run writes, where several write their own side by side; each is held once,
-            and nobody holds the study while a share is held.
+        shares: Names of the shares that this run writes, where several write their own side by side; each is held
+            once, and nobody holds the study while a share is held.
 
     Raises:
         MachineError: another run holds it, or this share of it.
@@ -211,14 +211,21 @@ def lock(output: Path, share: str = "") -> Iterator[None]:
     with ExitStack() as held:
         with ExitStack() as briefly:
             # Jobs that start at the same moment pass here one after the other.
-            (briefly if share else held).enter_context(_held(output / ".lock", _START_SECONDS if share else 0))
-            shares = [output / f".lock-{share}"] if share else list(output.glob(".lock-*"))
-            for path in shares:
-                (held if share else briefly).enter_context(_held(path, 0))
-            if not share:
+            (briefly if shares else held).enter_context(_held(output / ".lock", _START_SECONDS if shares else 0))
+            for path in [output / f".lock-{share}" for share in shares] or output.glob(".lock-*"):
+                (held if shares else briefly).enter_context(_held(path, 0))
+            if not shares:
                 # Nobody else writes now: these were left by runs that were killed.
                 for path in output.rglob(f".*{_HALF_WRITTEN}"):
                     path.unlink()
+        yield
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Do what one of several jobs does for all: the others wait until it is done."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(path):
         yield
 
 
@@ -230,7 +237,7 @@ def _held(path: Path, timeout: float) -> Iterator[None]:
     except filelock.Timeout as fault:
         raise MachineError(
             "The study is locked: another run is writing its outputs.",
-            "Expected one run at a time for each output folder, or jobs with different --shard; found 2.",
+            "Expected one run at a time for each output folder, or jobs with different --shard or --folds; found 2.",
             "Wait for the other run to end, or stop it.",
         ) from fault
     try:

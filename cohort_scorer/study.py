@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from cohort_scorer.errors import StudyFileError
 
@@ -77,23 +77,30 @@ class ModelSection(_Section):
     ) = "prevalence"
     members: Literal["refit", "folds"] = "refit"
     trained_elsewhere: bool = False
-    precision: Literal["float32"] = "float32"
+    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 class TrainSection(_Section):
     """[train]: how the networks are made."""
 
     sites: list[str] = []
-    design: Literal["three_models"] = "three_models"
+    design: Literal["three_models", "shared"] = "three_models"
     backbone: str = "resnet-small"
-    trainable: Literal["all"] = "all"
+    trainable: Literal["all", "head"] = "all"
     image_size: Annotated[int, Field(ge=32, le=2048)] = 512
     folds: Annotated[int, Field(ge=2, le=50)] = 10
     epochs: Annotated[int, Field(ge=1)] = 30
     batch_size: Annotated[int, Field(ge=2)] = 32
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     integrate: Annotated[list[Covariate], Field(min_length=1)] = ["age_years", "sex", "bmi"]
-    stacking: Literal["simple"] = "simple"
+    stacking: Literal["simple", "nested"] = "simple"
+
+    @field_validator("stacking")
+    @classmethod
+    def _nested_leaves_two_folds_out(cls, stacking: str, given: ValidationInfo) -> str:
+        if stacking == "nested" and given.data.get("folds", 3) < 3:
+            raise ValueError("expected simple, or 3 folds at least, since nested leaves two of them out")
+        return stacking
 
 
 class OutcomeSection(_Section):
@@ -278,7 +285,8 @@ def _describe(error: Any) -> str:
         return f"{place} is required"
     if error["type"] == "model_type":
         return f"{place} is a section: expected keys below a line [{location[0]}]"
-    return f"{place}: {error['msg'][0].lower() + error['msg'][1:]}, found {repr(error['input'])[:60]}"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{place}: {message[0].lower() + message[1:]}, found {repr(error['input'])[:60]}"
 
 
 def _keys(location: list[str]) -> list[str]:

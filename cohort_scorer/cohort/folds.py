@@ -1,15 +1,17 @@
 """Who is held out together: cross-validation folds by patient."""
 
-import numpy as np
+import hashlib
+
 import polars as pl
-from sklearn.model_selection import StratifiedKFold
 
 
-def assign(people: pl.DataFrame, folds: int, seed: int) -> pl.DataFrame:
+def assign(people: pl.DataFrame, folds: int, seed: int | str) -> pl.DataFrame:
     """Add `fold`, 0 to folds - 1, spread evenly over true category and site.
 
-    The folds depend on the seed and on who the patients are, not on the order of rows. Combinations of category and
-    site with fewer patients than folds are put together: they cannot be spread over all of them.
+    Patients are dealt like cards: within each combination of category and site in the order of a hash of the seed and
+    the patient, the next combination going on where the last one ended. Fold sizes differ by one at most, and so do the
+    parts of a combination; the folds depend on the seed and on who the patients are, not on the order of rows or on
+    the version of any library.
 
     Args:
         people: One row per patient: patient_id, site, true_category.
@@ -19,12 +21,10 @@ def assign(people: pl.DataFrame, folds: int, seed: int) -> pl.DataFrame:
     Returns:
         The patients sorted by site and patient_id.
     """
-    people = people.sort("site", "patient_id")
-    stratum = pl.struct("true_category", "site")
-    size = pl.len().over("true_category", "site")
-    strata = people.select(pl.when(size < folds).then(-1).otherwise(stratum.rank("dense").cast(pl.Int64))).to_series()
-    fold = np.empty(len(people), np.int64)
-    splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
-    for number, (_, held_out) in enumerate(splitter.split(np.zeros(len(people)), strata.to_numpy())):
-        fold[held_out] = number
-    return people.with_columns(pl.Series("fold", fold))
+    drawn = [
+        hashlib.sha256("\x1f".join((str(seed), site or "", patient)).encode()).hexdigest()
+        for site, patient in people.select("site", "patient_id").iter_rows()
+    ]
+    dealt = people.with_columns(pl.Series("drawn", drawn, pl.String)).sort("true_category", "site", "drawn")
+    dealt = dealt.with_columns((pl.int_range(pl.len(), dtype=pl.Int64) % folds).alias("fold"))
+    return dealt.drop("drawn").sort("site", "patient_id")

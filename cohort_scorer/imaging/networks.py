@@ -17,47 +17,76 @@ from torch import nn
 from cohort_scorer.errors import BundleError, MachineError, StudyFileError
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may give other bits each time
 
-_PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, dict[str, Any]] = {
     "resnet-small": {
         "model_type": "resnet",
-        "num_channels": 1,
         "embedding_size": 16,
         "hidden_sizes": [16, 32, 64, 128],
         "depths": [1, 1, 1, 1],
         "layer_type": "basic",
     },
+    "resnet50": {
+        "model_type": "resnet",
+        "embedding_size": 64,
+        "hidden_sizes": [256, 512, 1024, 2048],
+        "depths": [3, 4, 6, 3],
+        "layer_type": "bottleneck",
+    },
+    "convnextv2-tiny": {"model_type": "convnextv2", "hidden_sizes": [96, 192, 384, 768], "depths": [3, 3, 9, 3]},
+    "vit-small": {
+        "model_type": "vit",
+        "hidden_size": 384,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 6,
+        "intermediate_size": 1536,
+        "patch_size": 16,
+    },
+    "dinov2-base": {
+        "model_type": "dinov2",
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "patch_size": 14,
+    },
 }
+"""Architectures by name. Their weights start at random: none are shipped."""
+
 _ALLOWED = ("resnet", "convnextv2", "vit", "dinov2")
 _HEADS = ("classifier.", "pooler.")
-_COLOURS = 3
-_NOT_OURS = ("model_type", "auto_map", "dtype", "torch_dtype", "quantization_config")
+_NOT_OURS = (
+    "model_type", "auto_map", "dtype", "torch_dtype", "quantization_config", "attn_implementation",
+    "_attn_implementation", "use_kernels",
+)  # fmt: skip
 
 
-def build(backbone: str, seed: int, size: int) -> nn.Module:
-    """Make a network with one logit, from a preset or a folder with config.json and model.safetensors.
+def build(backbone: str, seed: int, size: int, n_outputs: int = 1) -> nn.Module:
+    """Make a network with a new head, from a preset or a folder with config.json and model.safetensors.
 
-    Weights of a folder are taken over but for the head. A first convolution that looks at three channels is summed to
-    one: a grey film gives what three equal channels would have given.
+    Weights of a folder are taken over but for the head. A network made for three channels is shown the grey film in
+    each of them, normalised as the folder's preprocessor_config.json says: exactly what it was made for.
 
     Args:
         backbone: Name of a preset, or a folder that transformers' save_pretrained wrote.
         seed: Seeds the weights that are new.
         size: Side of the images in pixels; one is tried.
+        n_outputs: Logits per image.
 
     Raises:
         StudyFileError: no such preset or folder.
         BundleError: the folder does not hold a network of an allowed kind, or one that takes no such images.
     """
     torch.manual_seed(seed)
-    if backbone in _PRESETS:
-        network = _from_config({**_PRESETS[backbone], "num_labels": 1})
+    if backbone in PRESETS:
+        positions = {"image_size": size} if "patch_size" in PRESETS[backbone] else {}
+        network = _from_config({**PRESETS[backbone], **positions, "num_channels": 1, "num_labels": n_outputs})
     elif Path(backbone).is_dir():
-        network = _taken_over(Path(backbone))
+        network = _taken_over(Path(backbone), n_outputs)
     else:
         raise StudyFileError(
             "[train] backbone: no such preset and no such folder.",
-            f"Expected one of {', '.join(_PRESETS)}, or a folder with config.json and model.safetensors.",
+            f"Expected one of {', '.join(PRESETS)}, or a folder with config.json and model.safetensors.",
             "Correct [train] backbone.",
         )
     _try(network, size)
@@ -92,11 +121,26 @@ def load(folder: Path) -> nn.Module:
 
 
 def logits(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """One logit per image: (B, 1, S, S) float32 in [0, 1] -> (B,)."""
+    """The outputs of a network for each image: (B, 1, S, S) float32 in [0, 1] -> (B, K)."""
     # The positions of a ViT are those of the size that it was made for, unless it is told to interpolate them.
     settings = {"interpolate_pos_encoding": True} if isinstance(network, transformers.ViTForImageClassification) else {}
-    output: torch.Tensor = network(pixel_values=images, **settings).logits
-    return output[:, 0]
+    normal: Any = network
+    shown = (images - normal.image_mean) / normal.image_std if hasattr(network, "image_mean") else images
+    output: torch.Tensor = network(pixel_values=shown, **settings).logits
+    return output
+
+
+def set_head(network: nn.Module, weight: torch.Tensor, bias: torch.Tensor) -> None:
+    """Give a network another linear head: weight (K, d), bias (K,) on its features."""
+    head = nn.Linear(weight.shape[1], weight.shape[0])
+    head.load_state_dict({"weight": weight, "bias": bias})
+    classifier: Any = network.classifier
+    if isinstance(classifier, nn.Sequential):
+        classifier[-1] = head
+    else:
+        network.classifier = head
+    config: Any = network.config
+    config.num_labels = len(bias)
 
 
 class Features:
@@ -146,8 +190,8 @@ def choose_device(wanted: str) -> torch.device:
 
 def _config(folder: Path) -> dict[str, Any]:
     try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as fault:
+        config = dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as fault:
         raise BundleError(
             "A network's config.json is missing or unreadable.",
             "Expected a folder with config.json and model.safetensors.",
@@ -159,6 +203,24 @@ def _config(folder: Path) -> dict[str, Any]:
 def _from_config(config: dict[str, Any]) -> nn.Module:
     made = _settings(config)
     network: nn.Module = transformers.AutoModelForImageClassification.from_config(made, trust_remote_code=False)
+    return _normalising(network)
+
+
+def _normalising(network: nn.Module) -> nn.Module:
+    """Let `logits` show a network each channel as (image - image_mean) / image_std, as its configuration says."""
+    config: Any = network.config
+    n_channels = config.num_channels
+    mean, std = getattr(config, "image_mean", [0.0] * n_channels), getattr(config, "image_std", [1.0] * n_channels)
+    numbers = all(isinstance(value, int | float) for part in (mean, std) for value in part)
+    if not numbers or len(mean) != n_channels or len(std) != n_channels or min(std) <= 0:
+        raise BundleError(
+            "A network's image_mean and image_std cannot be used.",
+            f"Expected {n_channels} numbers each, one per channel, the second above 0.",
+            "Correct preprocessor_config.json of the backbone, or get the network again from where it was made.",
+        )
+    if n_channels > 1 or (mean, std) != ([0.0], [1.0]):
+        network.register_buffer("image_mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        network.register_buffer("image_std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
     return network
 
 
@@ -175,18 +237,18 @@ def _settings(config: dict[str, Any]) -> transformers.PreTrainedConfig:
     return transformers.AutoConfig.for_model(kind, **settings)
 
 
-def _taken_over(folder: Path) -> nn.Module:
+def _taken_over(folder: Path, n_outputs: int) -> nn.Module:
     """The network of a folder with a new head.
 
     transformers sorts out the names, which differ between its versions and with the head that was saved; it is given
     the weights, not the folder, so that it reads no pickle and runs no code.
     """
-    made = _settings({**_config(folder), "num_channels": 1, "num_labels": 1})
+    made = _settings({**_config(folder), **_normalisation(folder), "num_labels": n_outputs})
     kind = transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(made)]
     transformers.utils.logging.disable_progress_bar()
     try:
         weights = {
-            name: _one_channel(name, tensor.to(torch.float32))
+            name: tensor.to(torch.float32)
             for name, tensor in safetensors.torch.load_file(folder / "model.safetensors").items()
             if not name.startswith(_HEADS)
         }
@@ -196,13 +258,24 @@ def _taken_over(folder: Path) -> nn.Module:
     lacking = [name for name in found["missing_keys"] if not name.startswith(_HEADS)]
     if lacking or found["unexpected_keys"]:
         raise _unfit(f"lack {len(lacking)} tensors and have {len(found['unexpected_keys'])} others")
-    taken: nn.Module = network
-    return taken
+    return _normalising(network)
 
 
-def _one_channel(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    is_first = "embed" in name and tensor.ndim == 4 and tensor.shape[1] == _COLOURS
-    return tensor.sum(1, keepdim=True) if is_first else tensor
+def _normalisation(folder: Path) -> dict[str, Any]:
+    """What preprocessor_config.json says of mean and standard deviation; without the file, images go in as they are."""
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        return {}
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        normalised = told.get("do_normalize", True)
+        return {name: list(told[name]) for name in ("image_mean", "image_std") if normalised and name in told}
+    except (OSError, ValueError, AttributeError, TypeError) as fault:
+        raise BundleError(
+            "preprocessor_config.json of [train] backbone cannot be read.",
+            "Expected JSON with image_mean and image_std, as transformers' save_pretrained writes it.",
+            "Get the backbone again from where it was made, or remove the file if images need no normalisation.",
+        ) from fault
 
 
 def _try(network: nn.Module, size: int) -> None:

@@ -7,7 +7,7 @@ films are done. Batches run across shards; a shard is handed on when its last fi
 
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -45,15 +45,24 @@ class Model:
 
     Attributes:
         networks: Networks of imaging.networks by name.
+        outputs: What each network's outputs are called, in their order.
         size: Side of their images in pixels.
         familiar: The training films as the network `familiar_to` sees them, or None where nobody noted it.
         familiar_to: Name of that network.
+        precision: `float32`, or `bfloat16` inside the networks (faster on CUDA; probabilities move in the third digit).
     """
 
     networks: Mapping[str, nn.Module]
+    outputs: Mapping[str, Sequence[str]]
     size: int
     familiar: Familiarity | None = None
     familiar_to: str = ""
+    precision: str = "float32"
+
+    @property
+    def names(self) -> list[str]:
+        """All outputs, in the order in which they come."""
+        return [output for network in self.networks for output in self.outputs[network]]
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,7 @@ class ShardOutputs:
     Attributes:
         shard: Its name.
         outputs: Rows in the schema `network_outputs` without network_id, then `logit_<name>` (Float64 holding float32
-            values) per network, in the order of the shard's rows.
+            values) per output, in the order of the shard's rows.
         refusals: Rows in the schema `refusals`, in the order of the shard's rows; with outputs as many as its rows.
         seconds: Per stage, summed over its films. Films are worked on side by side, so that stages may add up to more
             than has passed; a batch of several shards counts where it was launched.
@@ -97,7 +106,7 @@ def score(
             it is done with.
         model: The networks; they are moved to the device and put into evaluation mode.
         batch_size: Images per forward pass.
-        device: Where the networks run, in float32.
+        device: Where the networks run.
         workers: On a CPU, batches side by side.
         advance: Called with the number of rows done since the last call.
 
@@ -130,6 +139,7 @@ class _Forwards:
     def __init__(self, model: Model, batch_size: int, device: torch.device, workers: int) -> None:
         on_cuda = device.type == "cuda"
         self._familiar, self._device, self._batch_size = model.familiar, device, batch_size
+        self._bfloat16 = model.precision == "bfloat16"
         self._networks = {name: network.to(device).eval() for name, network in model.networks.items()}
         self._side_by_side = _CUDA_BATCHES if on_cuda else workers
         shape = (batch_size, 1, model.size, model.size)
@@ -183,7 +193,7 @@ class _Forwards:
         self._films = []
 
     def _run(self, batch: torch.Tensor) -> _Outputs:
-        """(batch size, 1, S, S) uint16 -> logits (batch size, n networks) float32, features (batch size, d), seconds.
+        """(batch size, 1, S, S) uint16 -> logits (batch size, n outputs) float32, features (batch size, d), seconds.
 
         TF32 and autotuned convolutions are off on CUDA: float32 means float32, whatever ran before.
         """
@@ -191,9 +201,10 @@ class _Forwards:
         with torch.inference_mode():
             inputs = batch.to(self._device, non_blocking=True).to(torch.float32).div_(65535)
             inputs = inputs.contiguous(memory_format=torch.channels_last)
-            logits = torch.stack([networks_module.logits(network, inputs) for network in self._networks.values()], 1)
-            features = None if self._features is None else self._features.last().cpu().numpy()
-            found = logits.cpu().numpy()
+            with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16):
+                outputs = [networks_module.logits(network, inputs).float() for network in self._networks.values()]
+            features = None if self._features is None else self._features.last().float().cpu().numpy()
+            found = torch.cat(outputs, dim=1).cpu().numpy()
         return found, features, time.perf_counter() - started
 
 
@@ -233,7 +244,7 @@ class _Collector:
                 | {"pixel_sha256": film.pixel_sha256}
                 | dict(film.quality)
                 | self._distance(None if features is None else features[place])
-                | {f"logit_{name}": float(x) for name, x in zip(self._model.networks, logits[place], strict=True)}
+                | {f"logit_{name}": float(x) for name, x in zip(self._model.names, logits[place], strict=True)}
             )
             self._count(shard)
         return len(films)
@@ -252,7 +263,7 @@ class _Collector:
     def whole_shards(self) -> Iterator[ShardOutputs]:
         """The shards whose last film has been noted since the last call."""
         columns = {name: dtype for name, dtype in schemas.columns("network_outputs").items() if name != "network_id"}
-        columns |= {f"logit_{name}": pl.Float64() for name in self._model.networks}
+        columns |= {f"logit_{name}": pl.Float64() for name in self._model.names}
         for shard in self._whole:
             outputs, refusals = (
                 [record for _, record in sorted(found.pop(shard, {}).items())]

@@ -24,8 +24,17 @@ Submit = Callable[..., Future[Any]]
 """submit(work, *arguments): have a child call a function of a module; its result or what it raised comes back."""
 
 
+_to_parent: Connection | None = None
+
+
+def tell(something: Any) -> None:
+    """Let a task say something to the parent before its end."""
+    if _to_parent is not None:
+        _to_parent.send((False, something, None))
+
+
 @contextmanager
-def pool(n_workers: int, killed: MachineError) -> Iterator[Submit]:
+def pool(n_workers: int, killed: MachineError, heard: Callable[[Any], None] = lambda _: None) -> Iterator[Submit]:
     """Hold child processes, spawned and not forked: the parent may hold threads and CUDA.
 
     The end of the block, early or not, ends the children at once: nobody waits for what they were at.
@@ -33,6 +42,7 @@ def pool(n_workers: int, killed: MachineError) -> Iterator[Submit]:
     Args:
         n_workers: How many.
         killed: What a task raises whose child was killed from outside, as the system does when memory is short.
+        heard: Called with whatever a task tells, in the thread that waits for the task: several may call at once.
     """
     mine = threading.local()
     children: SimpleQueue[Connection] = SimpleQueue()
@@ -40,12 +50,20 @@ def pool(n_workers: int, killed: MachineError) -> Iterator[Submit]:
     def take_child() -> None:
         mine.child = children.get()
 
-    def call(work: Callable[..., Any], *arguments: Any) -> Any:
+    def answer(task: tuple[Callable[..., Any], tuple[Any, ...]] | None) -> tuple[bool, Any, Exception | None]:
         try:
-            mine.child.send((work, arguments))
-            result, error = mine.child.recv()
+            if task:
+                mine.child.send(task)
+            told: tuple[bool, Any, Exception | None] = mine.child.recv()
         except (EOFError, OSError) as fault:
             raise killed from fault
+        return told
+
+    def call(work: Callable[..., Any], *arguments: Any) -> Any:
+        ended, result, error = answer((work, arguments))
+        while not ended:
+            heard(result)
+            ended, result, error = answer(None)
         if error is not None:
             raise error
         return result
@@ -95,18 +113,20 @@ def _end(process: BaseProcess) -> None:
 
 def _serve(tasks: Connection) -> None:
     """Be a child: do what is asked, until the parent ends it, or has itself been killed."""
+    global _to_parent  # a process is the child of one parent
+    _to_parent = tasks
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), name="parent", daemon=True).start()
     with suppress(EOFError, OSError):
         while True:
             work, arguments = tasks.recv()
-            answer: tuple[Any, Exception | None]
+            answer: tuple[bool, Any, Exception | None]
             try:
-                answer = work(*arguments), None
+                answer = True, work(*arguments), None
             except Exception as error:
                 error.add_note(traceback.format_exc())
-                answer = None, error
+                answer = True, None, error
             tasks.send(answer)
 
 

@@ -18,7 +18,7 @@ from cohort_scorer.errors import BundleError
 from cohort_scorer.prediction.integration import EXPOSURES, THRESHOLD_NAMES, Layer
 from cohort_scorer.study import THRESHOLDS
 
-FORMAT = 2
+FORMAT = 3
 NEW = -1
 """The `fold` of layers and cuts for patients the bundle never saw."""
 
@@ -27,6 +27,11 @@ KEY_CHECK = "key of cohort-scorer"
 
 FAMILIARITY = "familiarity.safetensors"
 """The training films in the features of the network `familiar_to`: by it `score` tells a film that is unlike them."""
+
+CUT_GRID = "cut_grid.parquet"
+CARD = "MODEL_CARD.md"
+CURVES = "training_curves.parquet"
+"""Losses and AUCs of every network by epoch."""
 
 _KEYS = {
     "key_check", "familiar_to", "cut_points", "accuracy",
@@ -55,9 +60,12 @@ class Bundle:
     training_patients: pl.DataFrame
 
     @property
-    def networks(self) -> dict[str, tuple[str, int]]:
-        """Name of each network -> (threshold name, fold held out, or NEW for the refit on all)."""
-        return {entry["name"]: (entry["threshold"], entry["fold"]) for entry in self.content["networks"]}
+    def networks(self) -> dict[str, list[str]]:
+        """Name of each network -> its outputs, in the order in which it gives them."""
+        return {
+            entry["name"]: [output_name(output["threshold"], output["fold"]) for output in entry["outputs"]]
+            for entry in self.content["networks"]
+        }
 
     @property
     def folds(self) -> int:
@@ -73,14 +81,14 @@ class Bundle:
         """Identity of a score: bundle.json (which holds the hashes of the weights) without prose, and [model]."""
         numbers = {key: value for key, value in self.content.items() if key not in ("title", "versions", "key_check")}
         # The hashes of the training patients depend on a secret key, not on the model.
-        prose = ("MODEL_CARD.md", "training_patients.parquet")
+        prose = (CARD, "training_patients.parquet")
         files = {name: sha for name, sha in numbers["files"].items() if name not in prose}
         settings = {key: value for key, value in model_section.items() if key != "bundle"}
         return provenance.digest([{**numbers, "files": files}, settings])[:16]
 
 
-def network_name(threshold_name: str, fold: int) -> str:
-    """The folder of a network: `ge100-fold3`, or `ge100-refit`."""
+def output_name(threshold_name: str, fold: int) -> str:
+    """What an output is called, by threshold and fold held out: `ge100-fold3`, or `ge100-refit`."""
     return f"{threshold_name}-refit" if fold == NEW else f"{threshold_name}-fold{fold}"
 
 
@@ -157,7 +165,7 @@ def load(folder: Path, categories: Sequence[str]) -> Bundle:
             (entry["exposure"], entry["threshold"], entry["fold"]): Layer(entry["intercept"], entry["coefficients"])
             for entry in content["layers"]
         }
-        grid = pl.read_parquet(folder / "cut_grid.parquet")
+        grid = pl.read_parquet(folder / CUT_GRID)
         patients = pl.read_parquet(folder / "training_patients.parquet")
         bundle = Bundle(folder, content, layers, grid, patients)
         whole = _names_every_part(bundle, files)
@@ -165,20 +173,30 @@ def load(folder: Path, categories: Sequence[str]) -> Bundle:
         raise _damaged("a part of it is missing") from fault
     if not whole:
         raise _damaged("it lacks layers or networks, or does not name their files")
+    _refuse_two_folds(patients)
     return bundle
 
 
 def _names_every_part(bundle: Bundle, files: Mapping[str, str]) -> bool:
-    """Whether a layer and a verified network stand for each threshold, for new patients and for every fold."""
+    """Whether a layer and one verified output stand for each threshold, for new patients and for every fold."""
     wanted = {(threshold, fold) for threshold in THRESHOLD_NAMES for fold in (NEW, *range(bundle.folds))}
-    needed = {"cut_grid.parquet", "training_patients.parquet", FAMILIARITY}
+    needed = {CUT_GRID, "training_patients.parquet", FAMILIARITY, CURVES}
     needed |= {f"{name}/{file}" for name in bundle.networks for file in ("config.json", "model.safetensors")}
+    outputs = [output for given in bundle.networks.values() for output in given]
     return (
-        wanted <= set(bundle.networks.values())
+        sorted(outputs) == sorted(output_name(*key) for key in wanted)
         and {(exposure, *key) for exposure in EXPOSURES for key in wanted} <= bundle.layers.keys()
         and needed <= files.keys()
         and bundle.content["familiar_to"] in bundle.networks
     )
+
+
+def _refuse_two_folds(patients: pl.DataFrame) -> None:
+    """A patient in two folds was seen by every network: nothing out of fold is left of the patient."""
+    for name in ("patient_hash", "pixel_hash"):
+        folds = patients.group_by(name).agg(pl.col("fold").n_unique()).filter(pl.col("fold") > 1)
+        if len(folds):
+            raise _damaged(f"{len(folds):,} of its training patients stand in more than one fold")
 
 
 def _verify(folder: Path, files: Mapping[str, str]) -> None:
@@ -189,6 +207,13 @@ def _verify(folder: Path, files: Mapping[str, str]) -> None:
         path = folder / plain
         if path.is_symlink() or not path.is_file() or provenance.sha256(path) != expected:
             raise _damaged(f"{plain.name} is missing or differs from its sha256")
+    unnamed = [
+        path
+        for path in folder.rglob("*")
+        if not path.is_dir() and path.relative_to(folder).as_posix() not in files.keys() | {"bundle.json"}
+    ]
+    if not all(path.name.startswith(".") for path in unnamed):
+        raise _damaged("it holds files that bundle.json does not name")
 
 
 def _damaged(found: str) -> BundleError:

@@ -1,40 +1,89 @@
 """MODEL_CARD.md: what a bundle is, for whoever receives it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from cohort_scorer.prediction.integration import EXPOSURES
+from cohort_scorer.study import THRESHOLDS
+
+_SPOKEN = {"cxr": "radiograph", "integrated": "radiograph + clinical", "clinical": "clinical only"}
+_SUBGROUPS = {"all": "all", "sex": "sex", "age_band": "age", "site": "site"}
 
 
 def write(content: Mapping[str, Any]) -> str:
-    """The card in Markdown, from bundle.json alone."""
+    """The card in Markdown, from what bundle.json holds."""
     training = content["training"]
+    total = training["n_patients"]
     origin = "**Trained on SIMULATED data: it knows nothing of people.**\n\n" if content["simulated"] else ""
-    counts = "\n".join(f"| {name} | {count:,} |" for name, count in training["n_by_category"].items())
+    counts = "\n".join(
+        f"| {name} | {count:,} | {100 * count / total:.1f} |" for name, count in training["n_by_category"].items()
+    )
     return f"""# Model card: {content["title"]}
 
 {origin}Research use. Not a medical device: no diagnosis or treatment may rest on its outputs.
 
 ## What it is
-Three networks ({content["backbone"]}, {content["design"]}, {content["image_size"]} pixels a side) that tell from a
-frontal chest radiograph whether the coronary artery calcium score is above 0, at least 100, at least 400 Agatston
-units; and logistic models that join each with {", ".join(content["integrate"])}.
-{training["folds"]} fold networks per threshold score the training patients they were not trained on; refit networks
-score everybody else.
+{_networks(content)} that tell from a frontal chest radiograph ({content["image_size"]} pixels a side) whether the
+coronary artery calcium score is above 0, at least 100, at least 400 Agatston units; and logistic models that join each
+answer with {", ".join(content["integrate"])} ({training["stacking"]} stacking).
+{training["folds"]}-fold cross-validation: a training patient is scored by what had not seen the patient; refits on all
+training patients score everybody else.
+
+## Intended use
+Retrospective research on patients like those below: prognosis by predicted category, audits of archives. For a new
+site, probabilities and cut points need to be held against true scores of that site first (`cohort-scorer validate`,
+`cohort-scorer recalibrate`).
 
 ## Trained on
-{training["n_patients"]:,} patients of {", ".join(training["sites"])}, \
+{total:,} patients of {", ".join(training["sites"])}, \
 radiographs from {training["first_study_date"]} to {training["last_study_date"]}.
 
-| true category | patients |
-|---|---|
+| true category | patients | % |
+|---|---|---|
 {counts}
 
-{training["epochs"]} epochs, batches of {training["batch_size"]}, learning rate {training["learning_rate"]}, \
-seed {training["seed"]}. Every choice is in bundle.json.
+At most {training["epochs"]} epochs of which early stopping inside the training part kept \
+{min(training["epochs_kept"].values())} to {max(training["epochs_kept"].values())}; batches of \
+{training["batch_size"]}, learning rate {training["learning_rate"]}, seed {training["seed"]}. Every choice is in \
+bundle.json, every epoch in training_curves.parquet.
+
+## Performance in the training patients, out of fold
+AUC (interval by DeLong, conditional on the fitted networks; folds pooled). It says nothing of other sites.
+
+{_performance(content["performance"])}
 
 ## Limits
 - Patients sent to calcium CT are not a screening population: probabilities need recalibration elsewhere.
 - Calibration and cut points were found on the fold networks; whether they hold for the refit networks can be
   checked only on patients of other sites.
+- Subgroups with fewer than 10 patients on a side of a threshold are not listed.
 - The sha256 of every file is in bundle.json: it shows damage, not forgery.
 - The training patients are listed as keyed hashes; without the key nobody can tell who they are.
 """
+
+
+def _networks(content: Mapping[str, Any]) -> str:
+    if content["trainable"] == "head":
+        return f"Linear heads on the features of one fixed network ({content['backbone']})"
+    number = {"shared": "One network", "three_models": "Three networks"}[content["design"]]
+    return f"{number} ({content['backbone']})"
+
+
+def _performance(rows: Sequence[Mapping[str, Any]]) -> str:
+    lines = ["| CACS | subgroup | patients | " + " | ".join(_SPOKEN[name] for name in EXPOSURES) + " |"]
+    lines.append("|---|---|---|" + "---|" * len(EXPOSURES))
+    found = {(row["threshold"], row["subgroup"], row["value"], row["exposure"]): row for row in rows}
+    for threshold in THRESHOLDS:
+        for subgroup, value in dict.fromkeys(key[1:3] for key in found if key[0] == threshold):
+            mine = [found.get((threshold, subgroup, value, exposure)) for exposure in EXPOSURES]
+            n = max(row["n"] for row in mine if row)
+            name = _SUBGROUPS[subgroup] + (f" {value}" if subgroup != "all" else "")
+            above = "> 0" if threshold == 0 else f">= {threshold}"
+            lines.append(f"| {above} | {name} | {n:,} | " + " | ".join(map(_area, mine)) + " |")
+    return "\n".join(lines)
+
+
+def _area(row: Mapping[str, Any] | None) -> str:
+    if row is None or row["lower"] is None:
+        return "too few"
+    return f"{row['auc']:.2f} ({row['lower']:.2f}-{row['upper']:.2f})"

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from cohort_scorer.prediction import categories
-from cohort_scorer.prediction.bundle import NEW, Bundle, network_name
+from cohort_scorer.prediction.bundle import NEW, Bundle, output_name
 from cohort_scorer.prediction.integration import EXPOSURES, THRESHOLD_NAMES, Layer, features, fit, with_male
 
 _CLASSES = ("p_0", "p_1_99", "p_100_399", "p_400")
@@ -20,9 +20,14 @@ def develop(
 ) -> tuple[dict[tuple[str, str, int], Layer], pl.DataFrame]:
     """Fit every logistic layer and tabulate every cut, for new patients and for each fold without that fold.
 
+    Cuts for new patients come from the scores that every patient gets by the layer of the own fold. Those for a fold
+    come from its own layer, on the logits that it was fitted on: the scores of the others by the layers of their folds
+    would depend on the truth of the patients held out.
+
     Args:
         people: One row per training patient: fold, logit_<threshold> (out of fold), <threshold> (bool, the truth),
-            age_years, sex, bmi.
+            age_years, sex, bmi; and under nested stacking logit_<threshold>_without_<fold> for each fold, of networks
+            that saw neither the patient nor that fold.
         integrate: Clinical variables of the integrated model.
         folds: Number of folds.
 
@@ -30,25 +35,33 @@ def develop(
         The layers, and the cut grid: exposure, threshold, fold, then the columns of `categories.cut_grid`.
     """
     layers = fit_layers(people, EXPOSURES, integrate, folds)
-    scored = probabilities(with_male(people), layers)
+    grids = [cut_grids(probabilities(with_male(people), layers), NEW)]
+    for fold in range(folds):
+        others = _without(people, fold).with_columns(pl.lit(fold, pl.Int64).alias("fold"))
+        grids.append(cut_grids(probabilities(with_male(others), layers), fold))
+    return layers, pl.concat(grids)
+
+
+def cut_grids(scored: pl.DataFrame, fold: int) -> pl.DataFrame:
+    """Tabulate the cuts of one fold (NEW for new patients).
+
+    Args:
+        scored: {exposure}_{threshold} (calibrated, not repaired) and <threshold> (bool, the truth).
+        fold: Whose cuts they will be.
+
+    Returns:
+        exposure, threshold, fold, then the columns of `categories.cut_grid`.
+    """
     grids = []
     for exposure in EXPOSURES:
         columns = [f"{exposure}_{threshold}" for threshold in THRESHOLD_NAMES]
         complete = scored.drop_nulls(columns)
         repaired = categories.repair(complete.select(columns).to_numpy())
         for position, threshold in enumerate(THRESHOLD_NAMES):
-            for fold in (NEW, *range(folds)):
-                outside = (complete["fold"] != fold).to_numpy()
-                grid = categories.cut_grid(repaired[outside, position], complete[threshold].to_numpy()[outside])
-                grids.append(
-                    grid.select(
-                        pl.lit(exposure).alias("exposure"),
-                        pl.lit(threshold).alias("threshold"),
-                        pl.lit(fold, pl.Int64).alias("fold"),
-                        pl.all(),
-                    )
-                )
-    return layers, pl.concat(grids)
+            grid = categories.cut_grid(repaired[:, position], complete[threshold].to_numpy())
+            place = {"exposure": pl.lit(exposure), "threshold": pl.lit(threshold), "fold": pl.lit(fold, pl.Int64)}
+            grids.append(grid.select(*(value.alias(name) for name, value in place.items()), pl.all()))
+    return pl.concat(grids)
 
 
 def fit_layers(
@@ -57,23 +70,33 @@ def fit_layers(
     """Fit the logistic layers of some exposures, for new patients and for each fold without that fold.
 
     Args:
-        people: One row per training patient: fold, <threshold> (bool, the truth), age_years, sex, bmi, and, unless only
-            `clinical` is asked for, logit_<threshold> (out of fold).
+        people: As for `develop`; logits are not needed where only `clinical` is asked for.
         exposures: Of cxr, integrated, clinical.
         integrate: Clinical variables of the integrated model.
         folds: Number of folds.
     """
-    people = with_male(people)
     layers: dict[tuple[str, str, int], Layer] = {}
-    for exposure in exposures:
-        names = features(exposure, integrate)
-        for threshold in THRESHOLD_NAMES:
-            rows = people
-            if "logit" in names:
-                rows = people.with_columns(pl.col(f"logit_{threshold}").alias("logit"))
-            for fold in (NEW, *range(folds)):
-                layers[exposure, threshold, fold] = fit(rows.filter(pl.col("fold") != fold), names, threshold)
+    for fold in (NEW, *range(folds)):
+        rows = with_male(_without(people, fold))
+        for exposure in exposures:
+            names = features(exposure, integrate)
+            for threshold in THRESHOLD_NAMES:
+                if "logit" in names:
+                    rows = rows.with_columns(pl.col(f"logit_{threshold}").alias("logit"))
+                layers[exposure, threshold, fold] = fit(rows, names, threshold)
     return layers
+
+
+def _without(people: pl.DataFrame, fold: int) -> pl.DataFrame:
+    """The patients outside a fold, with the logits that its layers may see; everybody for NEW."""
+    if fold == NEW:
+        return people
+    logits = [
+        pl.col(f"logit_{threshold}_without_{fold}").alias(f"logit_{threshold}")
+        for threshold in THRESHOLD_NAMES
+        if f"logit_{threshold}_without_{fold}" in people.columns
+    ]
+    return people.filter(pl.col("fold") != fold).with_columns(logits)
 
 
 def probabilities(people: pl.DataFrame, layers: Mapping[tuple[str, str, int], Layer]) -> pl.DataFrame:
@@ -92,27 +115,42 @@ def probabilities(people: pl.DataFrame, layers: Mapping[tuple[str, str, int], La
     return pl.concat(parts).drop("layer_fold", "logit")
 
 
-def accuracy(
-    people: pl.DataFrame,
-    layers: Mapping[tuple[str, str, int], Layer],
-    grid: pl.DataFrame,
-    rule: str | Sequence[float],
-    names: Sequence[str],
-) -> list[dict[str, object]]:
-    """Sensitivity and specificity of the out-of-fold categories of the training patients at each threshold.
+def categorised(
+    scored: pl.DataFrame, grid: pl.DataFrame, rule: str | Sequence[float], names: Sequence[str]
+) -> pl.DataFrame:
+    """Add class probabilities, categories and {exposure}_crossed, each row by the cuts of its fold.
+
+    Args:
+        scored: {exposure}_{threshold} and fold (null: new patients).
+        grid: The cuts.
+        rule: The category rule, or three cuts.
+        names: The category names, lowest first.
+    """
+    parts = []
+    for (fold,), part in scored.with_columns(pl.col("fold").fill_null(NEW).alias("cut_fold")).group_by(
+        "cut_fold", maintain_order=True
+    ):
+        for exposure in EXPOSURES:
+            cuts = cut_points(grid, exposure, int(fold), rule)
+            part = part.with_columns(_classified(part, exposure, cuts, names))
+        parts.append(part)
+    return pl.concat(parts).drop("cut_fold")
+
+
+def accuracy(scored: pl.DataFrame, names: Sequence[str]) -> list[dict[str, object]]:
+    """Sensitivity and specificity of the categories at each threshold.
+
+    Args:
+        scored: {exposure}_category and <threshold> (bool, the truth).
+        names: The category names, lowest first.
 
     Returns:
         Per exposure and threshold: sensitivity, n_positive, specificity, n_negative; positive means a category above
         the threshold.
     """
-    scored = probabilities(with_male(people), layers)
     found: list[dict[str, object]] = []
     for exposure in EXPOSURES:
-        parts = [
-            part.with_columns(_classified(part, exposure, cut_points(grid, exposure, int(fold), rule), names))
-            for (fold,), part in scored.group_by("fold", maintain_order=True)
-        ]
-        rows = pl.concat(parts).drop_nulls(f"{exposure}_category")
+        rows = scored.drop_nulls(f"{exposure}_category")
         for position, threshold in enumerate(THRESHOLD_NAMES):
             called = rows[f"{exposure}_category"].is_in(list(names[position + 1 :])).to_numpy()
             passed = rows[threshold].to_numpy()
@@ -147,19 +185,11 @@ def assemble(
     """
     integrate = bundle.content["integrate"]
     rows = with_male(films.with_columns(_logit(threshold, bundle.folds, members) for threshold in THRESHOLD_NAMES))
-    scored = probabilities(rows, bundle.layers)
-    parts = []
-    for (fold,), part in scored.with_columns(pl.col("fold").fill_null(NEW).alias("cut_fold")).group_by(
-        "cut_fold", maintain_order=True
-    ):
-        for exposure in EXPOSURES:
-            cuts = cut_points(bundle.grid, exposure, int(fold), rule)
-            part = part.with_columns(_classified(part, exposure, cuts, names))
-        parts.append(part)
+    scored = categorised(probabilities(rows, bundle.layers), bundle.grid, rule, names)
     missing = [pl.when(pl.col(name).is_null()).then(pl.lit(name)) for name in integrate]
     lacking = pl.concat_str(*missing, separator="+", ignore_nulls=True)
     status = pl.when(lacking == "").then(pl.lit("ok")).otherwise(pl.concat_str(pl.lit("missing_"), lacking))
-    return pl.concat(parts).with_columns(status.alias("score_status")).drop("cut_fold", "male", "^logit_.*$")
+    return scored.with_columns(status.alias("score_status")).drop("male", "^logit_.*$")
 
 
 def categorise_given(
@@ -211,8 +241,8 @@ def cut_points(grid: pl.DataFrame, exposure: str, fold: int, rule: str | Sequenc
 
 def _logit(threshold: str, folds: int, members: str) -> pl.Expr:
     """The logit that counts for a film: of the network that held the patient out, or for new patients."""
-    fold_logits = [pl.col(f"logit_{network_name(threshold, fold)}") for fold in range(folds)]
-    new = pl.col(f"logit_{network_name(threshold, NEW)}") if members == "refit" else pl.mean_horizontal(fold_logits)
+    fold_logits = [pl.col(f"logit_{output_name(threshold, fold)}") for fold in range(folds)]
+    new = pl.col(f"logit_{output_name(threshold, NEW)}") if members == "refit" else pl.mean_horizontal(fold_logits)
     chosen = new
     for fold, logit in enumerate(fold_logits):
         chosen = pl.when(pl.col("fold") == fold).then(logit).otherwise(chosen)

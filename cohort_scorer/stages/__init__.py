@@ -1,7 +1,7 @@
 """One short file per verb: read tables, call the wings, write tables. No science."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -41,6 +41,7 @@ class Machine:
         batch_size: Images per network call; None chooses for the device.
         workers: Processes that decode, parse headers or train side by side.
         shard: The share of this job where several score side by side.
+        folds: The folds whose networks this job trains, where several train side by side; none: everything.
         keep_images: Training and scoring keep the resized films, so that each is decoded once.
     """
 
@@ -48,7 +49,27 @@ class Machine:
     batch_size: int | None = None
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
     shard: Shard | None = None
+    folds: tuple[int, ...] = ()
     keep_images: bool = False
+
+    @property
+    def share(self) -> str:
+        """How the manifest of this job is told from those of the jobs beside it; empty where it is alone."""
+        if self.shard:
+            return self.shard.name
+        return f"folds-{'-'.join(map(str, self.folds))}" if self.folds else ""
+
+    @property
+    def locks(self) -> tuple[str, ...]:
+        """What this job alone may write, where it has a share."""
+        return (self.shard.name,) if self.shard else tuple(f"fold-{fold}" for fold in self.folds)
+
+
+class Advance(Protocol):
+    """Tells how far a long piece of work is."""
+
+    def __call__(self, n: int, note: str = "") -> None:
+        """So many items more are done; the note says what the last one gave."""
 
 
 class Console(Protocol):
@@ -57,8 +78,8 @@ class Console(Protocol):
     def say(self, line: str) -> None:
         """Tell a count or a warning."""
 
-    def progress(self, description: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
-        """Follow a long piece of work; the function given is called with the number of items done."""
+    def progress(self, description: str, total: int) -> AbstractContextManager[Advance]:
+        """Follow a long piece of work; what is given is called with the number of items done."""
 
 
 class Silent:
@@ -68,6 +89,6 @@ class Silent:
         """Drop the line."""
 
     @contextmanager
-    def progress(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
+    def progress(self, description: str, total: int) -> Iterator[Advance]:
         """Follow nothing."""
-        yield lambda _: None
+        yield lambda n, note="": None

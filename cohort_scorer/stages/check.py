@@ -204,6 +204,8 @@ def _warnings(study: Study, tables: dict[str, pl.DataFrame], found: Findings) ->
     lacking = [name for name in _CONFOUNDERS if name not in study.comparison.adjust_for]
     if study.outcome and lacking:
         found.plan.append(f"warning: [comparison] adjust_for lacks {', '.join(lacking)}")
+    if study.train and study.train.trainable == "head" and not (study.folder / study.train.backbone).is_dir():
+        found.plan.append('warning: [train] trainable = "head" on a preset: its features are random, not learnt')
     clinical = tables.get("clinical")
     if clinical is not None:
         for name, low, high in (("height_cm", 100, 230), ("weight_kg", 25, 300)):

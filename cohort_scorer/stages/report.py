@@ -1,6 +1,7 @@
 """report: everything found in release/ -> one page and one manifest."""
 
 import json
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -138,12 +139,13 @@ def _model(study: Study, manifests: dict[str, Any]) -> dict[str, Any]:
         "title": content["title"],
         "design": content["design"],
         "backbone": content["backbone"],
+        "trainable": content["trainable"],
         "image_size": content["image_size"],
         "integrate": content["integrate"],
         "training_sites": training["sites"],
         "training_patients": training["n_patients"],
         "folds": training["folds"],
-        "epochs": training["epochs"],
+        "epochs": _epochs(training),
         "stacking": training["stacking"],
         "category_rule": str(study.require("model").category_rule),
         "score_origin": [f"{count:,} {origin}" for origin, count in facts["score_origin"].items()],
@@ -153,6 +155,11 @@ def _model(study: Study, manifests: dict[str, Any]) -> dict[str, Any]:
         "crossed_cut_points": [f"{count:,} {exposure}" for exposure, count in facts["n_crossed_cuts"].items()],
         "ordinal_violations": [f"{count:,} {exposure}" for exposure, count in facts["n_ordinal_violations"].items()],
     }
+
+
+def _epochs(training: dict[str, Any]) -> str:
+    kept = sorted(training["epochs_kept"].values())
+    return f"{training['epochs']} at most; kept {kept[0]} to {kept[-1]}, median {statistics.median(kept):g}"
 
 
 def _manifest(study: Study, manifests: dict[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def score(study: Study, machine: Machine, console: Console) -> Path:
 
     A job that has a share of the shards (`machine.shard`) leaves its outputs for the run that assembles the scores.
     """
-    step = Step(study, "score" if machine.shard is None else f"score-{machine.shard.name}")
+    step = Step(study, f"score-{machine.share}" if machine.shard else "score")
     model = bundle.load(study.bundle, inputs.categories())
     step.read(study.bundle / "bundle.json", f"{study.require('model').bundle}/bundle.json")
     every = inputs.index(study).filter("eligible")
@@ -115,9 +115,11 @@ def _run_networks(
     device = networks.choose_device(machine.device)
     loaded = scoring.Model(
         {name: networks.load(model.folder / name) for name in model.networks},
+        model.networks,
         model.content["image_size"],
         familiarity.load(model.folder / bundle.FAMILIARITY),
         model.content["familiar_to"],
+        study.require("model").precision,
     )
     batch_size = machine.batch_size or scoring.batch_size_for(device, loaded.size)
     made_by = pl.lit(_network_id(study, model)).alias("network_id")

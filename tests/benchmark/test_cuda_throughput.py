@@ -54,7 +54,7 @@ class BusyShare:
 
 def run(rows: pl.DataFrame, folder: Path, device: str) -> tuple[pl.Series, float]:
     """Logits and films per second."""
-    model = scoring.Model({"gt0": DenseNet121()}, SIZE)
+    model = scoring.Model({"gt0": DenseNet121()}, {"gt0": ["gt0"]}, SIZE)
     place = networks.choose_device(device)
     size = scoring.batch_size_for(place, SIZE)
     workers = os.cpu_count() or 1

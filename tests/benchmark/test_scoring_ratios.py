@@ -90,7 +90,7 @@ def archive(folder: Path, n: int, syntax: str) -> pl.DataFrame:
 
 def score(rows: pl.DataFrame, folder: Path, network: nn.Module, size: int) -> float:
     """Wall seconds."""
-    model = scoring.Model({"gt0": network}, size)
+    model = scoring.Model({"gt0": network}, {"gt0": ["gt0"]}, size)
     started = time.perf_counter()
     batch_size = scoring.batch_size_for(CPU, size)
     films = decoding.radiographs(rows.iter_rows(named=True), {"root": folder}, size, CORES)

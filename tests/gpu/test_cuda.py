@@ -25,7 +25,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pl.DataFram
 
 def logits(archive: tuple[Path, pl.DataFrame], name: str, batch_size: int, workers: int = 2) -> np.ndarray:
     root, rows = archive
-    model = scoring.Model({"net": networks.build("resnet-small", seed=5, size=96)}, 96)
+    model = scoring.Model({"net": networks.build("resnet-small", seed=5, size=96)}, {"net": ["net"]}, 96)
     device = networks.choose_device(name)
     films = decoding.radiographs(rows.iter_rows(named=True), {"archive": root}, 96, workers)
     parts = list(scoring.score(rows, films, model, batch_size, device, workers, lambda _: None))

@@ -10,7 +10,7 @@ from sklearn.isotonic import IsotonicRegression
 
 from cohort_scorer import schemas
 from cohort_scorer.prediction import bundle, categories, scores
-from cohort_scorer.prediction.bundle import NEW, network_name
+from cohort_scorer.prediction.bundle import NEW, output_name
 from cohort_scorer.prediction.integration import EXPOSURES, THRESHOLD_NAMES
 from cohort_scorer.statistics import prognosis, validation
 
@@ -121,7 +121,7 @@ def scored(seed: int, rule: object, order: int | None) -> pl.DataFrame:
         "sex",
         "bmi",
         *(
-            pl.Series(f"logit_{network_name(name, fold)}", rng.normal(size=len(people)))
+            pl.Series(f"logit_{output_name(name, fold)}", rng.normal(size=len(people)))
             for name in THRESHOLD_NAMES
             for fold in (NEW, *range(FOLDS))
         ),

@@ -7,7 +7,7 @@ import polars as pl
 
 from cohort_scorer import schemas
 from cohort_scorer.prediction import bundle
-from cohort_scorer.prediction.bundle import NEW, Bundle, Layer, keyed_hash, network_name
+from cohort_scorer.prediction.bundle import NEW, Bundle, Layer, keyed_hash, output_name
 from cohort_scorer.prediction.integration import EXPOSURES, THRESHOLD_NAMES
 
 CATEGORIES = schemas.vocabulary("cohort", "true_category")
@@ -64,11 +64,12 @@ def content(title: str = "A bundle") -> dict[str, object]:
         "preprocessing_id": "p",
         "image_size": 32,
         "design": "three_models",
+        "trainable": "all",
         "backbone": "resnet-small",
         "familiar_to": "gt0-fold0",
         "integrate": ["age_years", "sex", "bmi"],
         "networks": [
-            {"name": network_name(threshold, fold), "threshold": threshold, "fold": fold}
+            {"name": output_name(threshold, fold), "outputs": [{"threshold": threshold, "fold": fold}]}
             for threshold in THRESHOLD_NAMES
             for fold in (NEW, *range(FOLDS))
         ],
@@ -79,13 +80,14 @@ def content(title: str = "A bundle") -> dict[str, object]:
 def write(folder: Path, title: str = "A bundle") -> Path:
     for threshold in THRESHOLD_NAMES:
         for fold in (NEW, *range(FOLDS)):
-            network = folder / network_name(threshold, fold)
+            network = folder / output_name(threshold, fold)
             network.mkdir(parents=True)
             (network / "config.json").write_text("{}")
             (network / "model.safetensors").write_bytes(network.name.encode())
     training_patients({("A", "1"): ("pixels", 0)}).write_parquet(folder / "training_patients.parquet")
     (folder / bundle.FAMILIARITY).write_bytes(b"a few bytes")
     grid().write_parquet(folder / "cut_grid.parquet")
+    pl.DataFrame({"network": ["gt0-fold0"]}).write_parquet(folder / bundle.CURVES)
     (folder / "MODEL_CARD.md").write_text(f"# {title}\n")
     bundle.seal(folder, content(title), layers())
     return folder

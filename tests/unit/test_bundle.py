@@ -8,9 +8,10 @@ import polars as pl
 import pytest
 from small_bundle import CATEGORIES, KEY, edit, in_memory, write
 
-from cohort_scorer import provenance
+from cohort_scorer import provenance, schemas
 from cohort_scorer.errors import BundleError
 from cohort_scorer.prediction import bundle
+from cohort_scorer.prediction.bundle import keyed_hash
 
 RULES = {"category_rule": "prevalence", "members": "refit", "bundle": "outputs/model"}
 
@@ -19,7 +20,7 @@ def test_a_bundle_that_nobody_touched_is_read(tmp_path):
     found = bundle.load(write(tmp_path / "model"), CATEGORIES)
     assert found.folds == 2
     assert len(found.networks) == len(found.layers) / 3 == 9
-    assert found.networks["ge100-refit"] == ("ge100", bundle.NEW)
+    assert found.networks["ge100-refit"] == ["ge100-refit"]
 
 
 def flip(path: Path) -> None:
@@ -34,6 +35,14 @@ def name_another(folder: Path, name: str, held: bytes) -> None:
     edit(folder, lambda content: content["files"].update({name: provenance.sha256(path)}))
 
 
+def two_folds(folder: Path, *people: tuple[str, str, int]) -> None:
+    """Other training patients, with their sha256: patient, pixels, fold."""
+    rows = [(keyed_hash(KEY, "A", patient), keyed_hash(KEY, pixels), fold) for patient, pixels, fold in people]
+    path = folder / "training_patients.parquet"
+    pl.DataFrame(rows, schema=schemas.columns("training_patients"), orient="row").write_parquet(path)
+    edit(folder, lambda content: content["files"].update({path.name: provenance.sha256(path)}))
+
+
 def link_away(folder: Path) -> None:
     path = folder / "ge100-refit" / "model.safetensors"
     path.rename(folder.parent / "elsewhere.safetensors")
@@ -44,7 +53,7 @@ def forget(folder: Path, key: str, name: object) -> None:
     edit(folder, lambda content: content[key].remove(name) if isinstance(name, dict) else content[key].pop(name))
 
 
-NETWORK = {"name": "ge100-fold1", "threshold": "ge100", "fold": 1}
+NETWORK = {"name": "ge100-fold1", "outputs": [{"threshold": "ge100", "fold": 1}]}
 DAMAGE = {
     "a flipped byte in weights": lambda m: flip(m / "gt0-fold1" / "model.safetensors"),
     "a flipped byte in the cut grid": lambda m: flip(m / "cut_grid.parquet"),
@@ -55,6 +64,11 @@ DAMAGE = {
     "training patients missing": lambda m: (m / "training_patients.parquet").unlink(),
     "cut grid missing": lambda m: (m / "cut_grid.parquet").unlink(),
     "a pickle named": lambda m: name_another(m, "layers.pkl", b"cos\nsystem\n"),
+    "a pickle that nobody named": lambda m: (m / "gt0-refit" / "pytorch_model.bin").write_bytes(b"cos"),
+    "a network that nobody named": lambda m: shutil.copytree(m / "gt0-refit", m / "gt0-fold7"),
+    "an output twice": lambda m: edit(m, lambda c: c["networks"][0]["outputs"].append({"threshold": "gt0", "fold": 0})),
+    "a patient in two folds": lambda m: two_folds(m, ("1", "a", 0), ("1", "b", 1)),
+    "a film in two folds": lambda m: two_folds(m, ("1", "a", 0), ("2", "a", 1)),
     "a .pt named": lambda m: name_another(m, "weights.pt", b"x"),
     "an absolute name": lambda m: edit(m, lambda c: c["files"].update({"/etc/hosts.json": "0" * 64})),
     "a name that climbs out": lambda m: edit(m, lambda c: c["files"].update({"../other.json": "0" * 64})),

@@ -62,7 +62,7 @@ def test_library_stays_in_its_rooms(library: str, rooms: set[str]) -> None:
 
 def test_only_the_command_line_prints_and_exits() -> None:
     for path in MODULES:
-        if path.name != "cli.py":
+        if path.name not in ("cli.py", "console.py"):
             calls = [
                 node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)
             ]

@@ -22,12 +22,8 @@ CONFIGS = {
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
     ),
 }
-EMBEDDINGS = {
-    "ResNet": "resnet.embedder.embedder.convolution",
-    "ConvNextV2": "convnextv2.embeddings.patch_embeddings",
-    "ViT": "vit.embeddings.patch_embeddings.projection",
-    "Dinov2": "dinov2.embeddings.patch_embeddings.projection",
-}
+BODIES = {"ResNet": "resnet", "ConvNextV2": "convnextv2", "ViT": "vit", "Dinov2": "dinov2"}
+PREPROCESSOR = {"do_normalize": True, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.25, 0.3]}
 
 
 def written(folder: Path, kind: str, head: str, **changes: object) -> torch.nn.Module:
@@ -38,28 +34,68 @@ def written(folder: Path, kind: str, head: str, **changes: object) -> torch.nn.M
     return network
 
 
+@pytest.mark.parametrize("preprocessor", [None, PREPROCESSOR, PREPROCESSOR | {"do_normalize": False}])
 @pytest.mark.parametrize("head", ["Model", "ForImageClassification"])
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_a_folder_that_transformers_wrote_is_taken_over(tmp_path: Path, kind: str, head: str) -> None:
+def test_a_folder_that_transformers_wrote_sees_a_grey_film_as_it_was_made_to(
+    tmp_path: Path, kind: str, head: str, preprocessor: dict[str, object] | None
+) -> None:
+    """The film in each of three channels, normalised as preprocessor_config.json says, also once saved and loaded."""
     source = written(tmp_path / "backbone", kind, head)
-    network = networks.build(str(tmp_path / "backbone"), seed=1, size=SIZE)
+    if preprocessor:
+        (tmp_path / "backbone" / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    network = networks.build(str(tmp_path / "backbone"), seed=1, size=SIZE, n_outputs=3).eval()
     networks.save(network, tmp_path / "saved")
     again = networks.load(tmp_path / "saved")
     grey = torch.rand(2, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    shown = grey.expand(-1, 3, -1, -1)
+    if preprocessor and preprocessor["do_normalize"]:
+        mean, std = (torch.tensor(preprocessor[name]).view(1, 3, 1, 1) for name in ("image_mean", "image_std"))
+        shown = (shown - mean) / std
+    settings = {"interpolate_pos_encoding": True} if kind == "ViT" else {}
     with torch.inference_mode():
-        assert torch.equal(networks.logits(again, grey), networks.logits(network.eval(), grey))
-        first = source.get_submodule(EMBEDDINGS[kind] if head != "Model" else EMBEDDINGS[kind].split(".", 1)[1])
-        summed = network.get_submodule(EMBEDDINGS[kind])
-        assert torch.allclose(summed(grey), first(grey.expand(-1, 3, -1, -1)), atol=1e-5)
+        found = networks.logits(network, grey)
+        assert found.shape == (2, 3)
+        assert torch.equal(networks.logits(again, grey), found)
+        body = source if head == "Model" else source.get_submodule(BODIES[kind])
+        expected = body(pixel_values=shown, **settings).last_hidden_state
+        seen = []
+        handle = network.get_submodule(BODIES[kind]).register_forward_hook(lambda *call: seen.append(call[2]))
+        networks.logits(network, grey)
+        handle.remove()
+        assert torch.allclose(seen[0].last_hidden_state, expected, atol=1e-5)
 
 
-def test_what_lies_behind_the_first_convolution_is_taken_over_too(tmp_path: Path) -> None:
-    source = written(tmp_path, "ViT", "Model")
-    network = networks.build(str(tmp_path), seed=1, size=32)
-    grey = torch.rand(2, 1, 32, 32)
+@pytest.mark.parametrize("told", ["{", "[1]", json.dumps({"image_mean": [0.5], "image_std": [0.5]})])
+def test_a_preprocessor_that_cannot_be_used_is_refused(tmp_path: Path, told: str) -> None:
+    written(tmp_path, "ResNet", "Model")
+    (tmp_path / "preprocessor_config.json").write_text(told)
+    with pytest.raises(BundleError, match=r"preprocessor_config|image_mean"):
+        networks.build(str(tmp_path), seed=1, size=SIZE)
+
+
+@pytest.mark.parametrize("name", networks.PRESETS)
+def test_every_preset_gives_the_outputs_asked_for(name: str) -> None:
+    network = networks.build(name, seed=1, size=42, n_outputs=3).eval()
     with torch.inference_mode():
-        expected = source(pixel_values=grey.expand(-1, 3, -1, -1)).last_hidden_state
-        assert torch.allclose(network.vit(pixel_values=grey).last_hidden_state, expected, atol=1e-5)
+        assert networks.logits(network, torch.rand(1, 1, 42, 42)).shape == (1, 3)
+    assert not hasattr(network, "image_mean")  # one channel, in [0, 1]
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_another_head_reads_the_features_that_are_handed_out(tmp_path: Path, kind: str) -> None:
+    written(tmp_path, kind, "Model")
+    network = networks.build(str(tmp_path), seed=1, size=SIZE).eval()
+    grey = torch.rand(2, 1, SIZE, SIZE)
+    with torch.inference_mode(), networks.Features(network) as given:
+        networks.logits(network, grey)
+        features = given.last()
+    weight, bias = torch.randn(4, features.shape[1]), torch.randn(4)
+    networks.set_head(network, weight, bias)
+    networks.save(network, tmp_path / "saved")
+    again = networks.load(tmp_path / "saved")
+    with torch.inference_mode():
+        assert torch.allclose(networks.logits(again, grey), features @ weight.T + bias, atol=1e-5)
 
 
 def test_a_half_precision_folder_gives_a_float32_network(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from small_bundle import CATEGORIES, FOLDS, in_memory
 
 from cohort_scorer.prediction import scores
-from cohort_scorer.prediction.bundle import NEW, network_name
+from cohort_scorer.prediction.bundle import NEW, output_name
 from cohort_scorer.prediction.integration import THRESHOLD_NAMES
 
 FACTS = {"age_years": 60.0, "sex": "M", "bmi": 25.0}
@@ -15,7 +15,7 @@ FACTS = {"age_years": 60.0, "sex": "M", "bmi": 25.0}
 def film(origin: str, fold: int | None, refit: float, folds: tuple[float, float], **facts: object) -> dict[str, object]:
     """A film whose networks say `refit` and `folds`, the same at every threshold."""
     logits = {
-        f"logit_{network_name(name, number)}": value
+        f"logit_{output_name(name, number)}": value
         for name in THRESHOLD_NAMES
         for number, value in ((NEW, refit), *enumerate(folds))
     }

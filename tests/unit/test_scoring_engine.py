@@ -57,7 +57,8 @@ def in_shards(rows, size):
 def scored(archive, rows=None, batch_size=4, workers=2, networks=None, familiar=None):
     """Outputs and refusals of all shards, each in the order in which the shards were done."""
     folder, every = archive
-    model = Model(networks or {"gt0": Tiny(1), "ge100": Tiny(2)}, 48, familiar, "gt0")
+    networks = networks or {"gt0": Tiny(1), "ge100": Tiny(2)}
+    model = Model(networks, {name: [name] for name in networks}, 48, familiar, "gt0")
     done = []
     rows = every if rows is None else rows
     films = radiographs(rows.iter_rows(named=True), {"archive": folder}, 48, workers)
@@ -124,7 +125,7 @@ def test_a_network_that_gives_no_number_scores_nobody(archive):
 
 def test_no_rows_give_no_shard(archive):
     films = radiographs([], {"archive": archive[0]}, 48, 1)
-    assert not list(score(archive[1].head(0), films, Model({"gt0": Tiny(1)}, 48), 4, CPU, 1, print))
+    assert not list(score(archive[1].head(0), films, Model({"gt0": Tiny(1)}, {"gt0": ["gt0"]}, 48), 4, CPU, 1, print))
 
 
 def test_a_film_unlike_the_training_films_is_told_by_its_distance(archive):
