@@ -187,6 +187,19 @@ def score(
 
 
 @app.command()
+def recalibrate(
+    output: Annotated[
+        Path, typer.Option("--output", help="A new folder for the recalibrated bundle; the old one stays.")
+    ],
+    study: StudyPath = Path(),
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Fit the bundle's probabilities and cut points to the external patients whose true score is known."""
+    _run("recalibrate", study, _machine(), quiet, as_json, output=output)
+
+
+@app.command()
 def validate(study: StudyPath = Path(), quiet: QuietOption = False, as_json: JsonOption = False) -> None:
     """Hold the scores against the true categories: AUC, operating points, calibration, agreement."""
     _run("validate", study, _machine(), quiet, as_json)
@@ -287,17 +300,17 @@ def _machine(
     return Machine(device.value, batch_size, workers or os.cpu_count() or 1, shard, chosen, keep_images)
 
 
-def _run(verb: str, path: Path, machine: "Machine", quiet: bool, as_json: bool) -> None:
+def _run(verb: str, path: Path, machine: "Machine", quiet: bool, as_json: bool, **more: Path) -> None:
     with _faults_told():
         from importlib import import_module
 
         from cohort_scorer import storage
 
         study = _load(path)
-        stage: Callable[[Study, Machine, Console], Path]
+        stage: Callable[..., Path]
         stage = getattr(import_module(f"cohort_scorer.stages.{verb}"), verb)
         with storage.lock(study.output, machine.locks):
-            result = stage(study, machine, _console(quiet))
+            result = stage(study, machine, _console(quiet), **more)
         if as_json:
             inside = study.unprotected / "manifests" / f"{verb}{machine.share and '-'}{machine.share}.json"
             result = study.release_folder / "manifest.json" if verb in ("run", "report") else inside

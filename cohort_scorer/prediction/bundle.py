@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeGuard
 
 import polars as pl
 
@@ -21,6 +21,11 @@ from cohort_scorer.study import THRESHOLDS
 FORMAT = 3
 NEW = -1
 """The `fold` of layers and cuts for patients the bundle never saw."""
+
+FIRST_PART = -2
+"""The `fold` of layers and cuts for the first part of the recalibration patients; the others count down from it."""
+
+RECALIBRATED = "recalibration_patients.parquet"
 
 KEY_CHECK = "key of cohort-scorer"
 """What bundle.json holds hashed with the key, so that the key of another bundle is known as such."""
@@ -51,6 +56,8 @@ class Bundle:
         layers: Per (exposure, threshold name, fold) the logistic layer; fold is NEW for new patients.
         grid: Cuts per exposure, threshold, fold (NEW for new patients).
         training_patients: patient_hash, pixel_hash, fold.
+        recalibration_patients: The same, where the bundle was recalibrated: fold is that of the layers and cuts which
+            were made without the patient (FIRST_PART and below).
     """
 
     folder: Path
@@ -58,6 +65,7 @@ class Bundle:
     layers: Mapping[tuple[str, str, int], Layer]
     grid: pl.DataFrame
     training_patients: pl.DataFrame
+    recalibration_patients: pl.DataFrame | None = None
 
     @property
     def networks(self) -> dict[str, list[str]]:
@@ -81,7 +89,7 @@ class Bundle:
         """Identity of a score: bundle.json (which holds the hashes of the weights) without prose, and [model]."""
         numbers = {key: value for key, value in self.content.items() if key not in ("title", "versions", "key_check")}
         # The hashes of the training patients depend on a secret key, not on the model.
-        prose = (CARD, "training_patients.parquet")
+        prose = (CARD, "training_patients.parquet", RECALIBRATED)
         files = {name: sha for name, sha in numbers["files"].items() if name not in prose}
         settings = {key: value for key, value in model_section.items() if key != "bundle"}
         return provenance.digest([{**numbers, "files": files}, settings])[:16]
@@ -167,7 +175,9 @@ def load(folder: Path, categories: Sequence[str]) -> Bundle:
         }
         grid = pl.read_parquet(folder / CUT_GRID)
         patients = pl.read_parquet(folder / "training_patients.parquet")
-        bundle = Bundle(folder, content, layers, grid, patients)
+        is_recalibrated = "recalibration" in content
+        others = pl.read_parquet(folder / RECALIBRATED) if is_recalibrated else None
+        bundle = Bundle(folder, content, layers, grid, patients, others)
         whole = _names_every_part(bundle, files)
     except (OSError, KeyError, TypeError, pl.exceptions.PolarsError) as fault:
         raise _damaged("a part of it is missing") from fault
@@ -181,6 +191,12 @@ def _names_every_part(bundle: Bundle, files: Mapping[str, str]) -> bool:
     """Whether a layer and one verified output stand for each threshold, for new patients and for every fold."""
     wanted = {(threshold, fold) for threshold in THRESHOLD_NAMES for fold in (NEW, *range(bundle.folds))}
     needed = {CUT_GRID, "training_patients.parquet", FAMILIARITY, CURVES}
+    if bundle.recalibration_patients is not None:
+        needed.add(RECALIBRATED)
+        wanted_parts = bundle.recalibration_patients["fold"].unique()
+        parts = {(exposure, name, fold) for exposure in EXPOSURES for name in THRESHOLD_NAMES for fold in wanted_parts}
+        if not parts <= bundle.layers.keys():
+            return False
     needed |= {f"{name}/{file}" for name in bundle.networks for file in ("config.json", "model.safetensors")}
     outputs = [output for given in bundle.networks.values() for output in given]
     return (
@@ -224,27 +240,65 @@ def _damaged(found: str) -> BundleError:
     )
 
 
-def origins(films: pl.DataFrame, bundle: Bundle, key: bytes | None, trained_elsewhere: bool) -> pl.DataFrame:
-    """Tell for every film whether the bundle's networks had seen the patient.
+def origins(
+    films: pl.DataFrame,
+    bundle: Bundle,
+    key: bytes | None,
+    trained_elsewhere: bool,
+    recalibration_key: bytes | None = None,
+) -> pl.DataFrame:
+    """Tell for every film whether the bundle's networks had seen the patient, and which layers had not.
 
     A training patient is known again by (site, patient_id) or by the pixels of any film, and gets, on every film, the
     fold that held the patient out: `oof`. Others are `external`, but `unknown` where their site trained the bundle and
-    none of the site's patients is known again. Without the key nothing can be known: `unknown`, or `external` where the
+    none of the site's patients is known again. Without the key nobody can be known: `unknown`, or `external` where the
     study says that no training patient can be in this archive.
+
+    A patient on whom a bundle was recalibrated stays `external` to its networks, and gets the layers and cuts that were
+    made without the patient; without the recalibration key, films of the sites it was recalibrated on are `unknown`.
 
     Args:
         films: patient_id, site, pixel_sha256.
         bundle: The bundle.
         key: The key of its hashes, or None; the key of another bundle tells nothing either.
         trained_elsewhere: [model] trained_elsewhere.
+        recalibration_key: The key of the hashes of its recalibration patients, or None, likewise.
 
     Returns:
-        The films with score_origin and fold (null unless oof).
+        The films with score_origin, fold (null unless oof) and layer_fold (of layers and cuts: NEW for new patients).
     """
-    if key is None or keyed_hash(key, KEY_CHECK) != bundle.content["key_check"]:
-        origin = "external" if trained_elsewhere else "unknown"
-        return films.with_columns(pl.lit(origin).alias("score_origin"), pl.lit(None, pl.Int64).alias("fold"))
-    patients = bundle.training_patients
+    content = bundle.content
+    if _is_key(key, content["key_check"]):
+        known = _recognised(films, bundle.training_patients, key)
+        unrecognised = pl.col("site").is_in(content["training"]["sites"]) & ~(
+            pl.col("fold").is_not_null().any().over("site")
+        )
+    else:
+        known = films.with_columns(pl.lit(None, pl.Int64).alias("fold"))
+        unrecognised = pl.lit(not trained_elsewhere)
+    part = pl.Series([None] * len(films), dtype=pl.Int64)
+    if bundle.recalibration_patients is not None:
+        if _is_key(recalibration_key, content["recalibration"]["key_check"]):
+            part = _recognised(films, bundle.recalibration_patients, recalibration_key)["fold"]
+        else:
+            unrecognised = unrecognised | pl.col("site").is_in(content["recalibration"]["sites"])
+    return known.with_columns(
+        pl.when(pl.col("fold").is_not_null())
+        .then(pl.lit("oof"))
+        .when(unrecognised)
+        .then(pl.lit("unknown"))
+        .otherwise(pl.lit("external"))
+        .alias("score_origin"),
+        pl.coalesce("fold", part, pl.lit(NEW, pl.Int64)).alias("layer_fold"),
+    )
+
+
+def _is_key(key: bytes | None, check: str) -> TypeGuard[bytes]:
+    return key is not None and keyed_hash(key, KEY_CHECK) == check
+
+
+def _recognised(films: pl.DataFrame, patients: pl.DataFrame, key: bytes) -> pl.DataFrame:
+    """The films with the `fold` of the patients known again; null for others."""
     by_person = dict(patients.select("patient_hash", "fold").iter_rows())
     by_pixels = dict(patients.select("pixel_hash", "fold").iter_rows())
     folds = [
@@ -252,17 +306,6 @@ def origins(films: pl.DataFrame, bundle: Bundle, key: bytes | None, trained_else
         for site, patient, pixels in films.select("site", "patient_id", "pixel_sha256").iter_rows()
     ]
     # One known film makes its patient known: a second film under a new pseudonym is no external film.
-    known = films.with_columns(pl.Series("fold", folds, pl.Int64)).with_columns(
+    return films.with_columns(pl.Series("fold", folds, pl.Int64)).with_columns(
         pl.coalesce("fold", pl.when(pl.col("patient_id").is_not_null()).then(pl.col("fold").min().over("patient_id")))
-    )
-    unrecognised = pl.col("site").is_in(bundle.content["training"]["sites"]) & ~(
-        pl.col("fold").is_not_null().any().over("site")
-    )
-    return known.with_columns(
-        pl.when(pl.col("fold").is_not_null())
-        .then(pl.lit("oof"))
-        .when(unrecognised)
-        .then(pl.lit("unknown"))
-        .otherwise(pl.lit("external"))
-        .alias("score_origin")
     )

@@ -7,6 +7,7 @@ from cohort_scorer.prediction.integration import EXPOSURES
 from cohort_scorer.study import THRESHOLDS
 
 _SPOKEN = {"cxr": "radiograph", "integrated": "radiograph + clinical", "clinical": "clinical only"}
+_UPDATES = {"none": "none", "intercept": "intercept", "intercept_slope": "intercept and slope"}
 _SUBGROUPS = {"all": "all", "sex": "sex", "age_band": "age", "site": "site"}
 
 
@@ -52,7 +53,7 @@ AUC (interval by DeLong, conditional on the fitted networks; folds pooled). It s
 
 {_performance(content["performance"])}
 
-## Limits
+{_recalibration(content)}## Limits
 - Patients sent to calcium CT are not a screening population: probabilities need recalibration elsewhere.
 - Calibration and cut points were found on the fold networks; whether they hold for the refit networks can be
   checked only on patients of other sites.
@@ -69,6 +70,34 @@ def _networks(content: Mapping[str, Any]) -> str:
     return f"{number} ({content['backbone']})"
 
 
+def _recalibration(content: Mapping[str, Any]) -> str:
+    """What was changed for another site, where something was."""
+    if "recalibration" not in content:
+        return ""
+    found = content["recalibration"]
+    cells = [
+        (_SPOKEN[row["exposure"]], _above(row["threshold"]), _UPDATES[row["update"]], row["intercept"], row["slope"])
+        for row in found["updates"]
+    ]
+    rows = "\n".join("| {} | {} | {} | {:.3f} | {:.3f} |".format(*row) for row in cells)
+    return f"""## Recalibrated
+On {found["n_patients"]:,} patients of {", ".join(found["sites"]) or "one site"}, radiographs from \
+{found["first_study_date"]} to {found["last_study_date"]} ({found["title"]}). The networks are those above; new logit =
+intercept + slope x old logit, the kind of update chosen by patients on whom it was not fitted.
+
+| | CACS | update | intercept | slope |
+|---|---|---|---|---|
+{rows}
+
+These patients are scored by updates and cut points that were made without them.
+
+"""
+
+
+def _above(threshold: int) -> str:
+    return f">= {threshold}" if threshold else "> 0"
+
+
 def _performance(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = ["| CACS | subgroup | patients | " + " | ".join(_SPOKEN[name] for name in EXPOSURES) + " |"]
     lines.append("|---|---|---|" + "---|" * len(EXPOSURES))
@@ -78,8 +107,7 @@ def _performance(rows: Sequence[Mapping[str, Any]]) -> str:
             mine = [found.get((threshold, subgroup, value, exposure)) for exposure in EXPOSURES]
             n = max(row["n"] for row in mine if row)
             name = _SUBGROUPS[subgroup] + (f" {value}" if subgroup != "all" else "")
-            above = "> 0" if threshold == 0 else f">= {threshold}"
-            lines.append(f"| {above} | {name} | {n:,} | " + " | ".join(map(_area, mine)) + " |")
+            lines.append(f"| {_above(threshold)} | {name} | {n:,} | " + " | ".join(map(_area, mine)) + " |")
     return "\n".join(lines)
 
 

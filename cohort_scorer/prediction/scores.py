@@ -35,9 +35,10 @@ def develop(
         The layers, and the cut grid: exposure, threshold, fold, then the columns of `categories.cut_grid`.
     """
     layers = fit_layers(people, EXPOSURES, integrate, folds)
-    grids = [cut_grids(probabilities(with_male(people), layers), NEW)]
+    own = with_male(people).with_columns(pl.col("fold").alias("layer_fold"))
+    grids = [cut_grids(probabilities(own, layers), NEW)]
     for fold in range(folds):
-        others = _without(people, fold).with_columns(pl.lit(fold, pl.Int64).alias("fold"))
+        others = _without(people, fold).with_columns(pl.lit(fold, pl.Int64).alias("layer_fold"))
         grids.append(cut_grids(probabilities(with_male(others), layers), fold))
     return layers, pl.concat(grids)
 
@@ -100,11 +101,9 @@ def _without(people: pl.DataFrame, fold: int) -> pl.DataFrame:
 
 
 def probabilities(people: pl.DataFrame, layers: Mapping[tuple[str, str, int], Layer]) -> pl.DataFrame:
-    """Add {exposure}_{threshold}: calibrated, not repaired, each row by the layers of its fold (null: new patients)."""
+    """Add {exposure}_{threshold}: calibrated, not repaired, each row by the layers of its layer_fold."""
     parts = []
-    for (fold,), rows in people.with_columns(pl.col("fold").fill_null(NEW).alias("layer_fold")).group_by(
-        "layer_fold", maintain_order=True
-    ):
+    for (fold,), rows in people.group_by("layer_fold", maintain_order=True):
         for threshold in THRESHOLD_NAMES:
             rows = rows.with_columns(pl.col(f"logit_{threshold}").alias("logit"))
             rows = rows.with_columns(
@@ -112,29 +111,27 @@ def probabilities(people: pl.DataFrame, layers: Mapping[tuple[str, str, int], La
                 for exposure in EXPOSURES
             )
         parts.append(rows)
-    return pl.concat(parts).drop("layer_fold", "logit")
+    return pl.concat(parts).drop("logit")
 
 
 def categorised(
     scored: pl.DataFrame, grid: pl.DataFrame, rule: str | Sequence[float], names: Sequence[str]
 ) -> pl.DataFrame:
-    """Add class probabilities, categories and {exposure}_crossed, each row by the cuts of its fold.
+    """Add class probabilities, categories and {exposure}_crossed, each row by the cuts of its layer_fold.
 
     Args:
-        scored: {exposure}_{threshold} and fold (null: new patients).
+        scored: {exposure}_{threshold} and layer_fold (NEW: new patients).
         grid: The cuts.
         rule: The category rule, or three cuts.
         names: The category names, lowest first.
     """
     parts = []
-    for (fold,), part in scored.with_columns(pl.col("fold").fill_null(NEW).alias("cut_fold")).group_by(
-        "cut_fold", maintain_order=True
-    ):
+    for (fold,), part in scored.group_by("layer_fold", maintain_order=True):
         for exposure in EXPOSURES:
             cuts = cut_points(grid, exposure, int(fold), rule)
             part = part.with_columns(_classified(part, exposure, cuts, names))
         parts.append(part)
-    return pl.concat(parts).drop("cut_fold")
+    return pl.concat(parts)
 
 
 def accuracy(scored: pl.DataFrame, names: Sequence[str]) -> list[dict[str, object]]:
@@ -173,7 +170,8 @@ def assemble(
     """Turn raw outputs into scores.
 
     Args:
-        films: One row per film: one logit_<network> per network of the bundle, score_origin, fold, age_years, sex, bmi.
+        films: One row per film: one logit_<network> per output of the bundle, score_origin, fold, layer_fold (see
+            `bundle.origins`), age_years, sex, bmi.
         bundle: The bundle.
         members: For new patients, `refit` or `folds` (mean of the fold networks' logits).
         rule: The category rule, or three cuts.
@@ -189,7 +187,7 @@ def assemble(
     missing = [pl.when(pl.col(name).is_null()).then(pl.lit(name)) for name in integrate]
     lacking = pl.concat_str(*missing, separator="+", ignore_nulls=True)
     status = pl.when(lacking == "").then(pl.lit("ok")).otherwise(pl.concat_str(pl.lit("missing_"), lacking))
-    return scored.with_columns(status.alias("score_status")).drop("male", "^logit_.*$")
+    return scored.with_columns(status.alias("score_status")).drop("male", "layer_fold", "^logit_.*$")
 
 
 def categorise_given(

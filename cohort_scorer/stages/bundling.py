@@ -55,7 +55,8 @@ def assemble(
     if turned:
         console.say(f"warning: {turned} of {len(layers)} layers turn a network's answer around: it learned nothing")
     step.facts["n_layers_turned_around"] = turned
-    scored = scores.probabilities(with_male(people), layers)
+    own = with_male(people).with_columns(pl.col("fold").alias("layer_fold"))
+    scored = scores.probabilities(own, layers)
     rule = (study.model or ModelSection()).category_rule
     scored = scores.categorised(scored, grid, rule, inputs.categories())
     key = make_key(study.patient_level / "training.key")

@@ -201,9 +201,9 @@ def _scores(study: Study, step: Step, model: bundle.Bundle, films: pl.DataFrame)
     )
     facts = known.select("image_id", pl.col("site"), "age_years", "sex", "bmi")
     films = films.drop("site", "age_years", "sex").join(facts, on="image_id", how="left", maintain_order="left")
-    key_path = study.patient_level / "training.key"
-    key = key_path.read_bytes() if key_path.is_file() else None
-    films = bundle.origins(films, model, key, section.trained_elsewhere)
+    keys = [study.patient_level / name for name in ("training.key", "recalibration.key")]
+    key, recalibration_key = (path.read_bytes() if path.is_file() else None for path in keys)
+    films = bundle.origins(films, model, key, section.trained_elsewhere, recalibration_key)
     # In slices: what is computed on the way is many times what stays.
     scored = pl.concat(
         scores.assemble(part, model, section.members, section.category_rule, inputs.categories())

@@ -126,6 +126,7 @@ def scored(seed: int, rule: object, order: int | None) -> pl.DataFrame:
             for fold in (NEW, *range(FOLDS))
         ),
     )
+    films = films.with_columns(layer_fold=pl.col("fold").fill_null(NEW))
     films = films if order is None else shuffled(films, order)
     return scores.assemble(films, model, "refit", rule, CATEGORIES).sort("patient_id")
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -231,3 +232,49 @@ def test_nobody_is_told_apart_from_the_hashes_without_the_key():
     assert bundle.keyed_hash(KEY, "A", "1") in hashes
     assert bundle.keyed_hash(b"", "A", "1") not in hashes
     assert bundle.keyed_hash(KEY, "A1", "") not in hashes
+
+
+# Site B recalibrated the bundle: patients 7 and 8, in the parts -2 and -3.
+RECALIBRATED = {("B", "7"): ("p7", -2), ("B", "8"): ("p8", -3)}
+OTHER_KEY = b"r" * 32
+
+
+def recalibrated() -> bundle.Bundle:
+    model = in_memory(TRAINED)
+    content = {"sites": ["B"], "key_check": bundle.keyed_hash(OTHER_KEY, bundle.KEY_CHECK)}
+    rows = [
+        (keyed_hash(OTHER_KEY, site, patient), keyed_hash(OTHER_KEY, pixels), fold)
+        for (site, patient), (pixels, fold) in RECALIBRATED.items()
+    ]
+    patients = pl.DataFrame(rows, schema=schemas.columns("recalibration_patients"), orient="row")
+    return replace(model, content={**model.content, "recalibration": content}, recalibration_patients=patients)
+
+
+# Films -> origin and layer_fold, with both keys, then without that of the recalibration.
+AGAIN = {
+    ("A", "1", "p1"): ("oof", 0, "oof"),
+    ("B", "7", "p7"): ("external", -2, "unknown"),
+    ("B", "8", "another film"): ("external", -3, "unknown"),
+    ("B", "new pseudonym", "p8"): ("external", -3, "unknown"),
+    ("B", "9", "p9"): ("external", bundle.NEW, "unknown"),
+    ("C", "10", "p0"): ("external", bundle.NEW, "external"),
+}
+
+
+@pytest.mark.parametrize("trained_elsewhere", [False, True])
+def test_patients_a_bundle_was_recalibrated_on_stay_external_and_get_the_layers_without_them(trained_elsewhere):
+    found = bundle.origins(films(AGAIN), recalibrated(), KEY, trained_elsewhere, OTHER_KEY)
+    assert found.select("score_origin", "layer_fold").rows() == [told[:2] for told in AGAIN.values()]
+    for key in (None, KEY):
+        lost = bundle.origins(films(AGAIN), recalibrated(), KEY, trained_elsewhere, key)
+        assert lost["score_origin"].to_list() == [told[2] for told in AGAIN.values()]
+
+
+def test_a_bundle_without_the_layers_of_its_recalibration_patients_is_refused(tmp_path):
+    folder = write(tmp_path / "model")
+    recalibrated().recalibration_patients.write_parquet(folder / bundle.RECALIBRATED)
+    sha256 = provenance.sha256(folder / bundle.RECALIBRATED)
+    edit(folder, lambda content: content["files"].update({bundle.RECALIBRATED: sha256}))
+    edit(folder, lambda content: content.update({"recalibration": {"key_check": "x", "sites": []}}))
+    with pytest.raises(BundleError, match="lacks layers"):
+        bundle.load(folder, CATEGORIES)

@@ -104,11 +104,45 @@ def test_layers_and_cuts_of_a_fold_know_nothing_of_that_fold():
         mine = grid.filter(pl.col("fold") == fold)
         assert mine["n"].unique().to_list() == [n]
         assert len(mine) == 9 * n
-    # The patients whose truth the cuts of fold 1 hold against are those outside it.
-    positives = (pl.col("exposure") == "cxr") & (pl.col("threshold") == "ge100") & (pl.col("fold") == 1)
-    wanted = before.filter(pl.col("fold") != 1)["ge100"].sum()
-    for table in (grid, moved_grid):
-        assert table.filter(positives)["n_positive"].unique().to_list() == [wanted]
+    # Also through the layers of the others, which saw fold 1: its cuts move no digit.
+    assert moved_grid.filter(fold=1).equals(grid.filter(fold=1))
+    assert not moved_grid.filter(fold=0).equals(grid.filter(fold=0))
+
+
+def test_nested_stacking_fits_the_layers_of_a_fold_on_logits_of_networks_that_did_not_see_it():
+    """The plain logits give the truth away; those without fold k are noise for k = 0, better for the others."""
+    rng = np.random.default_rng(3)
+    noise = {
+        f"logit_{name}_without_{fold}": rng.normal(size=300) + fold * people()[name].to_numpy()
+        for name in THRESHOLD_NAMES
+        for fold in range(FOLDS)
+    }
+    nested = (
+        people()
+        .with_columns(**noise)
+        .with_columns(
+            pl.when(pl.col("fold") != fold)
+            .then(pl.col(f"logit_{name}_without_{fold}"))
+            .alias(f"logit_{name}_without_{fold}")
+            for name in THRESHOLD_NAMES
+            for fold in range(FOLDS)
+        )
+    )
+    layers, grid = scores.develop(nested, INTEGRATE, FOLDS)
+    for threshold in THRESHOLD_NAMES:
+        for fold in range(FOLDS):
+            rows = nested.filter(pl.col("fold") != fold).with_columns(logit=pl.col(f"logit_{threshold}_without_{fold}"))
+            assert layers["cxr", threshold, fold] == fit(rows, ("logit",), threshold)
+        assert layers["cxr", threshold, NEW] == fit(
+            nested.with_columns(logit=pl.col(f"logit_{threshold}")), ("logit",), threshold
+        )
+    sharper = (
+        grid.filter(exposure="cxr", threshold="gt0")
+        .group_by("fold")
+        .agg((pl.col("sensitivity") + pl.col("specificity") - 1).max().alias("youden"))
+    )
+    youden = dict(sharper.iter_rows())
+    assert youden[0] < youden[1] < youden[2]
 
 
 def test_a_planted_leak_shows_in_every_fold_but_its_own():

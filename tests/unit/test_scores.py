@@ -1,13 +1,15 @@
 """Which network, layer and cut a film gets, and what is said where something is missing."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
 from small_bundle import CATEGORIES, FOLDS, in_memory
 
-from cohort_scorer.prediction import scores
+from cohort_scorer.prediction import bundle, scores
 from cohort_scorer.prediction.bundle import NEW, output_name
-from cohort_scorer.prediction.integration import THRESHOLD_NAMES
+from cohort_scorer.prediction.integration import THRESHOLD_NAMES, Layer
 
 FACTS = {"age_years": 60.0, "sex": "M", "bmi": 25.0}
 
@@ -25,6 +27,8 @@ def film(origin: str, fold: int | None, refit: float, folds: tuple[float, float]
 def assembled(*films: dict[str, object], members: str = "refit", rule: object = "prevalence") -> pl.DataFrame:
     types = {"fold": pl.Int64, "age_years": pl.Float64, "sex": pl.String, "bmi": pl.Float64}
     table = pl.DataFrame(list(films), schema_overrides=types).with_row_index("order")
+    if "layer_fold" not in table.columns:
+        table = table.with_columns(layer_fold=pl.col("fold").fill_null(NEW))
     return scores.assemble(table, in_memory({}), members, rule, CATEGORIES).sort("order")
 
 
@@ -66,6 +70,24 @@ def test_a_training_patient_is_held_against_the_cuts_of_its_fold(origin, fold, p
     row = assembled(film(origin, fold, logit, (logit, logit))).row(0, named=True)
     assert row["cxr_gt0"] == pytest.approx(p)
     assert row["cxr_category"] == category
+
+
+def test_a_recalibration_patient_gets_the_layers_and_cuts_of_the_own_part():
+    """A new patient to the networks: the refit's logit, through the layer and the cut of the part."""
+    model = in_memory({})
+    parts = {
+        (exposure, name, bundle.FIRST_PART): Layer(2.0, model.layers[exposure, name, NEW].coefficients)
+        for exposure, name, fold in model.layers
+        if fold == NEW
+    }
+    cut = model.grid.filter(fold=0).with_columns(fold=pl.lit(bundle.FIRST_PART, pl.Int64), cut=pl.lit(0.95))
+    model = replace(model, layers={**model.layers, **parts}, grid=pl.concat([model.grid, cut]))
+    films = [film("external", None, logit, (9.0, 9.0), layer_fold=bundle.FIRST_PART) for logit in (0.0, 2.0)]
+    table = pl.DataFrame(films, schema_overrides={"fold": pl.Int64}).with_row_index("order")
+    found = scores.assemble(table, model, "refit", "prevalence", CATEGORIES).sort("order")
+    assert found["cxr_gt0"].to_list() == pytest.approx([expit(2.0), expit(4.0)])
+    assert found["cxr_category"].to_list() == ["CAC 0", "CAC 400+"]
+    assert found["score_origin"].to_list() == ["external", "external"]
 
 
 def test_three_numbers_are_cuts_for_everybody_and_argmax_needs_none():
