@@ -91,7 +91,8 @@ def observed_expected(outcome: npt.ArrayLike, probability: npt.ArrayLike, level:
         level: Confidence level.
 
     Returns:
-        Ratio (null without patients), lower, upper (null also without an outcome), and the reason of what is null.
+        Ratio (null without patients), lower, upper (null also where one of the two outcomes is absent: the formula
+        gives no width or none at all), and the reason of what is null.
 
     Raises:
         ValueError: If the arrays do not fit together or a probability lies outside [0, 1].
@@ -102,8 +103,8 @@ def observed_expected(outcome: npt.ArrayLike, probability: npt.ArrayLike, level:
     if n == 0:
         return (None, None, None, "no patients")
     ratio = float(observed / p.sum())
-    if observed == 0:
-        return (ratio, None, None, "no interval: nobody with the outcome")
+    if observed in (0, n):
+        return (ratio, None, None, f"no interval: {_one_outcome(positive)}")
     half = z * (1 / observed - 1 / n) ** 0.5
     return (ratio, float(ratio * np.exp(-half)), float(ratio * np.exp(half)), None)
 
