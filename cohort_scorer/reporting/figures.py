@@ -151,7 +151,7 @@ def roc(table: pl.DataFrame, areas: pl.DataFrame) -> Figure:
             area = estimate(*rows.select("area", "low", "high").row(0), decimals=2)
             text, y = f"{wording.EXPOSURES[exposure]} {area}", 0.03 + 0.075 * (len(shown) - 1 - number)
             axis.text(0.98, y, text, ha="right", color=EXPOSURE_COLOURS[exposure], fontsize=7.5)
-        axis.text(0.98, 0.03 + 0.075 * len(shown), "AUC", ha="right", fontsize=7.5)
+        axis.text(0.98, 0.03 + 0.075 * len(shown), "AUC" if shown else "", ha="right", fontsize=7.5)
         axis.set(xlim=(0, 1), ylim=(0, 1), xlabel=f"1 \N{MINUS SIGN} specificity, {wording.threshold(value)}")
     _exposure_key(figure, table, {"no discrimination": (0, (4, 3))})
     return figure
@@ -244,6 +244,9 @@ def _threshold_panels(
     cells = [(value, part.filter(pl.col("threshold") == value)) for _, part in parts for value in thresholds]
     for axis in axes[:: len(thresholds)]:
         axis.set_ylabel(y_label)
+    for axis, (_, part) in zip(axes, cells, strict=True):
+        if part.is_empty():
+            axis.text(0.5, 0.5, "no curve", transform=axis.transAxes, ha="center", color=MUTED)
     return figure, [(axis, *cell) for axis, cell in zip(axes, cells, strict=True)]
 
 

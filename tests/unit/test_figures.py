@@ -113,6 +113,13 @@ def test_a_roc_curve_of_a_site_without_a_name_has_its_area():
     assert "Clinical only 0.72" in texts(figures.draw(made, STAMPS)["roc"])
 
 
+@pytest.mark.parametrize("name", ["roc", "calibration_curve", "decision_curve"])
+def test_a_panel_without_rows_says_so(tables, name):
+    absent = (pl.col("site") == "Hospital A") & (pl.col("threshold") == 400)
+    some = {name: tables[name].filter(~absent), "discrimination": tables["discrimination"]}
+    assert texts(figures.draw(some, STAMPS)[name]).count("no curve") == 1
+
+
 def test_a_calibration_curve_with_a_reason_alone_is_left_out(tables):
     none = tables["calibration_curve"].with_columns(
         observed=pl.lit(None, pl.Float64), reason=pl.lit("too few patients")

@@ -1,5 +1,6 @@
 """The tables of validate: who counts as positive, what sums to what, and where a p value may stand."""
 
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -11,10 +12,16 @@ from cohort_scorer import schemas
 from cohort_scorer.statistics import validation
 from cohort_scorer.statistics.agreement import agreement
 from cohort_scorer.statistics.discrimination import auc, paired_auc_difference
+from cohort_scorer.statistics.roc import roc
 
 CATEGORIES = schemas.vocabulary("cohort", "true_category")
 EXPOSURES = ("cxr", "integrated", "clinical")
 NAMES = {"gt0": 0, "ge100": 100, "ge400": 400}
+
+
+@pytest.fixture(autouse=True)
+def _few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validation, "roc", partial(roc, replicates=50))
 
 
 def patients(origins: dict[str, str], n: int = 200, seed: int = 1) -> pl.DataFrame:
