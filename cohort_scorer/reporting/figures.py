@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 from cohort_scorer.reporting import canvas, survival_figures, wording
 from cohort_scorer.reporting.canvas import EXPOSURE_COLOURS, EXPOSURE_MARKERS, GRID, INK, MUTED
+from cohort_scorer.reporting.tables import estimate
 
 _SHADE = LinearSegmentedColormap.from_list("shade", ["#f7f9fc", "#9ec5e0", "#1d5b8f"])
 _STEPS = {"cohort": "Cohort", "analysis": "Survival analysis"}
@@ -46,6 +47,7 @@ def _figures(tables: Mapping[str, pl.DataFrame]) -> Iterator[tuple[str, Figure]]
         "attrition": attrition,
         "discrimination": discrimination,
         "calibration": calibration,
+        "calibration_curve": calibration_curve,
         "decision_curve": decision_curve,
         "cox": survival_figures.cox,
         "audit_positivity": audit_positivity,
@@ -54,6 +56,8 @@ def _figures(tables: Mapping[str, pl.DataFrame]) -> Iterator[tuple[str, Figure]]
         figure = maker(tables[table]) if table in tables else None
         if figure:
             yield table, figure
+    if "roc" in tables and "discrimination" in tables and len(tables["roc"]):
+        yield "roc", roc(tables["roc"], tables["discrimination"])
     for table, matrix in (("crosstab", crosstab), ("discordance", discordance)):
         if table in tables:
             for exposure, rows in _by_exposure(tables[table]):
@@ -128,6 +132,31 @@ def discrimination(table: pl.DataFrame) -> Figure | None:
     return figure
 
 
+def roc(table: pl.DataFrame, areas: pl.DataFrame) -> Figure:
+    """Sensitivity over specificity with pointwise bands: columns are CACS thresholds, rows are sites and score origins.
+
+    Args:
+        table: Rows of roc.csv, at least one.
+        areas: Rows of discrimination.csv, whose pooled areas are printed in the panels.
+    """
+    keys = ("site", "score_origin", "exposure", "threshold")
+    pooled = areas.filter(pl.col("fold").fill_null("") == "").select(*keys, area="auc", low="lower", high="upper")
+    table = table.join(pooled, on=keys, how="left", nulls_equal=True, maintain_order="left")
+    figure, panels = _threshold_panels(table, (2.5, 2.5), "ROC curves with pointwise bands", "Sensitivity")
+    for axis, value, part in panels:
+        axis.plot((0, 1), (0, 1), color=MUTED, lw=0.8, ls=(0, (4, 3)))
+        shown = _by_exposure(part)
+        for number, (exposure, rows) in enumerate(shown):
+            _banded(axis, 1 - rows["specificity"], rows["sensitivity"], rows, exposure)
+            area = estimate(*rows.select("area", "low", "high").row(0), decimals=2)
+            text, y = f"{wording.EXPOSURES[exposure]} {area}", 0.03 + 0.075 * (len(shown) - 1 - number)
+            axis.text(0.98, y, text, ha="right", color=EXPOSURE_COLOURS[exposure], fontsize=7.5)
+        axis.text(0.98, 0.03 + 0.075 * len(shown), "AUC" if shown else "", ha="right", fontsize=7.5)
+        axis.set(xlim=(0, 1), ylim=(0, 1), xlabel=f"1 \N{MINUS SIGN} specificity, {wording.threshold(value)}")
+    _exposure_key(figure, table, {"no discrimination": (0, (4, 3))})
+    return figure
+
+
 def calibration(table: pl.DataFrame) -> Figure | None:
     """The four calibration statistics against their ideal values; one row of panels per site and score origin."""
     table = table.filter(pl.col("estimate").is_not_null())
@@ -160,19 +189,32 @@ def calibration(table: pl.DataFrame) -> Figure | None:
     return figure
 
 
+def calibration_curve(table: pl.DataFrame) -> Figure | None:
+    """Smoothed observed share over the probability with its band; panels as of `roc`, one scale per CACS threshold."""
+    table = table.filter(pl.col("observed").is_not_null())
+    if table.is_empty():
+        return None
+    figure, panels = _threshold_panels(table, (2.5, 2.5), "Calibration curves with pointwise bands", "Observed share")
+    for axis, value, part in panels:
+        axis.plot((0, 1), (0, 1), color=MUTED, lw=0.8, ls=(0, (4, 3)))
+        for exposure, rows in _by_exposure(part):
+            _banded(axis, rows["probability"], rows["observed"], rows, exposure)
+        same = table.filter(pl.col("threshold") == value)
+        # Bands may reach 1 where the curve ends far below: the frame is cut to the curves, so that these can be read.
+        end = min(1.0, 1.15 * float(same.select(pl.max_horizontal("probability", "observed").max()).item()))
+        axis.set(xlim=(0, end), ylim=(0, end), xlabel=f"Predicted probability, {wording.threshold(value)}")
+        axis.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        axis.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    _exposure_key(figure, table, {"predicted = observed": (0, (4, 3))})
+    return figure
+
+
 def decision_curve(table: pl.DataFrame) -> Figure | None:
     """Net benefit over threshold probability: columns are CACS thresholds, rows are sites and score origins."""
     if table.is_empty():
         return None
-    parts = canvas.groups(table)
-    thresholds = table["threshold"].unique().sort().to_list()
-    titles = [name if value == thresholds[0] else "" for name, _ in parts for value in thresholds]
-    figure, axes = canvas.panels(
-        titles, (2.75, 1.9), "Decision curves", columns=len(thresholds), margin=0.35, title_width=3 * len(thresholds)
-    )
-    for number, axis in enumerate(axes):
-        value = thresholds[number % len(thresholds)]
-        part = parts[number // len(thresholds)][1].filter(pl.col("threshold") == value)
+    figure, panels = _threshold_panels(table, (2.75, 1.9), "Decision curves", "Net benefit")
+    for axis, value, part in panels:
         for exposure, rows in _by_exposure(part):
             ordered = rows.sort("probability")
             axis.plot(ordered["probability"], ordered["net_benefit"], color=EXPOSURE_COLOURS[exposure], lw=1.6)
@@ -182,10 +224,37 @@ def decision_curve(table: pl.DataFrame) -> Figure | None:
         top = part.select(pl.max_horizontal("net_benefit", "treat_all").max()).item() or 0.1
         axis.set(ylim=(-0.12 * top, 1.08 * top), xlabel=f"Threshold probability, {wording.threshold(value)}")
         axis.set_xlim(0, float(table.select(pl.col("probability").max()).item()))
-        if number % len(thresholds) == 0:
-            axis.set_ylabel("Net benefit")
     _exposure_key(figure, table, {"act on all": (0, (4, 3)), "act on nobody": "-"})
     return figure
+
+
+Panel = tuple[Axes, int, pl.DataFrame]
+
+
+def _threshold_panels(
+    table: pl.DataFrame, size: tuple[float, float], title: str, y_label: str
+) -> tuple[Figure, list[Panel]]:
+    """Panels with their threshold and rows: columns are CACS thresholds, rows are sites and score origins."""
+    parts = canvas.groups(table)
+    thresholds = table["threshold"].unique().sort().to_list()
+    titles = [name if value == thresholds[0] else "" for name, _ in parts for value in thresholds]
+    figure, axes = canvas.panels(
+        titles, size, title, columns=len(thresholds), margin=0.35, title_width=3 * len(thresholds)
+    )
+    cells = [(value, part.filter(pl.col("threshold") == value)) for _, part in parts for value in thresholds]
+    for axis in axes[:: len(thresholds)]:
+        axis.set_ylabel(y_label)
+    for axis, (_, part) in zip(axes, cells, strict=True):
+        if part.is_empty():
+            axis.text(0.5, 0.5, "no curve", transform=axis.transAxes, ha="center", color=MUTED)
+    return figure, [(axis, *cell) for axis, cell in zip(axes, cells, strict=True)]
+
+
+def _banded(axis: Axes, x: pl.Series, y: pl.Series, limits: pl.DataFrame, exposure: str) -> None:
+    """A curve over its band from lower to upper; where the limits are absent, the curve alone."""
+    colour = EXPOSURE_COLOURS[exposure]
+    axis.fill_between(x, limits["lower"], limits["upper"], color=colour, alpha=0.15, lw=0)
+    axis.plot(x, y, color=colour, lw=1.6)
 
 
 def audit_positivity(table: pl.DataFrame) -> Figure | None:

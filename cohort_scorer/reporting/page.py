@@ -36,7 +36,10 @@ _SECTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
 _CAPTIONS = {
     "attrition": "Flow of patients from all considered to those analysed.",
     "discrimination": "Area under the ROC curve with its interval at each CACS threshold. Dashed: no discrimination.",
+    "roc": "ROC curves with pointwise bootstrap bands, and AUCs with intervals. Dashed: no discrimination.",
     "calibration": "Calibration statistics with intervals; dashed: the ideal value.",
+    "calibration_curve": "Smoothed observed share over the predicted probability with pointwise bands, cut off at the "
+    "frame; dashed: the two are equal.",
     "decision_curve": "Net benefit over the threshold probability, by CACS threshold.",
     "crosstab": "Patients by true and predicted category; shaded by the share of each true category.",
     "discordance": "Events per 1,000 person-years by true and predicted category, with events / patients.",
@@ -44,8 +47,8 @@ _CAPTIONS = {
     "cox": "Hazard ratios against CAC 0 with intervals; open markers crude, filled markers adjusted.",
     "audit_positivity": "Share of scored patients called positive, with Wilson intervals, by stratum.",
 }
-_DRAWN_FROM = {"kaplan_meier": ("kaplan_meier", "at_risk")}
-_LINKED = frozenset(("kaplan_meier", "cumulative_incidence", "decision_curve"))
+_DRAWN_FROM = {"kaplan_meier": ("kaplan_meier", "at_risk"), "roc": ("roc", "discrimination")}
+_LINKED = frozenset(("kaplan_meier", "cumulative_incidence", "decision_curve", "roc", "calibration_curve"))
 """Tables that are data for a figure: named with their CSV, never printed."""
 
 _WIDEST_RECORD = 5
@@ -167,6 +170,8 @@ def _one(name: str, frame: pl.DataFrame) -> Printed:
     shown = frame
     if name == "discrimination":
         shown = frame.filter(pl.col("fold").fill_null("").is_in(["", "mean"]))
+    if name == "subgroups":
+        shown = frame.with_columns(pl.col("subgroup").map_elements(wording.sentence, return_dtype=pl.String))
     if name == "logrank":
         shown = frame.filter(pl.col("test") != "pairwise")
     if name in _LINKED or len(shown) > tables.LONGEST_ROWS:

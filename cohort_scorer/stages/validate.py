@@ -1,9 +1,11 @@
-"""validate: scores + true CACS -> discrimination, operating points, calibration, agreement."""
+"""validate: scores + true CACS -> discrimination, operating points, calibration, agreement, subgroups."""
 
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
+from cohort_scorer.cohort import eligibility
 from cohort_scorer.errors import EmptyCohortError
 from cohort_scorer.prediction import bundle, scores
 from cohort_scorer.prediction.bundle import NEW
@@ -34,7 +36,14 @@ def validate(study: Study, machine: Machine, console: Console) -> Path:
     if step.facts.get("n_categories_derived") and isinstance(given, str) and rule != "argmax":
         rule = f"{rule}, cuts found in these patients"
         console.say("warning: cut points were found in the patients they are judged in: margins agree by construction")
-    found = validation.tables(people, inputs.categories(), rule, _cut_points(study), study.comparison.confidence_level)
+    found = validation.tables(
+        people.with_columns(eligibility.age_band("age_years")),
+        inputs.categories(),
+        rule,
+        _cut_points(study),
+        study.comparison.confidence_level,
+        np.random.default_rng(study.study.seed),
+    )
     publish(step, found, inputs.stamps(study))
     step.facts |= {"n_patients": len(people)}
     pooled = found["discrimination"].filter(pl.col("fold").is_null())

@@ -20,14 +20,23 @@ _SCHEMA = {
     "upper": pl.Float64,
     "reason": pl.String,
 }
+_CURVE = dict.fromkeys(("probability", "observed", "lower", "upper"), pl.Float64) | {"reason": pl.String}
+_GRID = np.concatenate([np.arange(1, 10) / 1000, np.arange(1, 100) / 100, np.arange(991, 1000) / 1000])
+_NO_ROOM = "no round probability has ten patients on either side: too few patients or too narrow a range"
+
+Estimate = tuple[float | None, float | None, float | None, str | None]
+"""Estimate, lower, upper, and the reason why any of them is null."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Logistic:
-    """A fitted logistic regression: coefficients (p,), their standard errors (p,), fitted probabilities (n,)."""
+    """A fitted logistic regression: coefficients (p,), a root R (p, p) of their covariance, fitted probabilities (n,).
+
+    R R' is the covariance: a combination c of the coefficients has the standard error |c R|.
+    """
 
     coefficients: Floats
-    standard_errors: Floats
+    root: Floats
     fitted: Floats
 
 
@@ -59,54 +68,121 @@ def calibration(outcome: npt.ArrayLike, probability: npt.ArrayLike, level: float
         ValueError: If the arrays do not fit together or a probability lies outside [0, 1].
     """
     z = normal_quantile(level)
+    positive, p = _clipped(outcome, probability)
+    x, one = np.asarray(logit(p), dtype=np.float64), np.ones((len(p), 1))
+    smooth = _smooth(positive, x)
+    rows = {
+        "observed_expected": observed_expected(positive, p, level),
+        "intercept": _coefficient(_fit_logistic(one, positive, x), z),
+        "slope": _coefficient(_fit_logistic(np.column_stack([one, x]), positive, np.zeros_like(x)), z),
+        "ici": (None, None, None, smooth)
+        if isinstance(smooth, str)
+        else (float(np.abs(smooth[0].fitted - p).mean()), None, None, None),
+    }
+    return pl.DataFrame([(len(p), name, *row) for name, row in rows.items()], schema=_SCHEMA, orient="row")
+
+
+def observed_expected(outcome: npt.ArrayLike, probability: npt.ArrayLike, level: float = 0.95) -> Estimate:
+    """Divide the observed by the expected number of outcomes, as `calibration` describes.
+
+    Args:
+        outcome: bool, shape (n,).
+        probability: Probability of the outcome in [0, 1], shape (n,); clipped.
+        level: Confidence level.
+
+    Returns:
+        Ratio (null without patients), lower, upper (null also where one of the two outcomes is absent: the formula
+        gives no width or none at all), and the reason of what is null.
+
+    Raises:
+        ValueError: If the arrays do not fit together or a probability lies outside [0, 1].
+    """
+    z = normal_quantile(level)
+    positive, p = _clipped(outcome, probability)
+    n, observed = len(p), int(positive.sum())
+    if n == 0:
+        return (None, None, None, "no patients")
+    ratio = float(observed / p.sum())
+    if observed in (0, n):
+        return (ratio, None, None, f"no interval: {_one_outcome(positive)}")
+    half = z * (1 / observed - 1 / n) ** 0.5
+    return (ratio, float(ratio * np.exp(-half)), float(ratio * np.exp(half)), None)
+
+
+def calibration_curve(outcome: npt.ArrayLike, probability: npt.ArrayLike, level: float = 0.95) -> pl.DataFrame:
+    """Follow the smoothed observed frequency over the predicted probability.
+
+    The smooth is the one whose mean distance from the probabilities is the `ici` of `calibration`. Its interval is
+    pointwise: Wald's on the logit scale, from the covariance of the fit (Harrell FE, Regression Modeling Strategies,
+    2015, section 10.2), knots and probabilities taken as fixed.
+
+    The curve stands at round probabilities (0.001 ... 0.01, 0.02 ... 0.99 ... 0.999) and not at those of patients. It
+    ends at the 1st and 99th percentile, and never has fewer than ten patients beyond an end: there a smooth is a guess,
+    and where it ended would tell of a single patient.
+
+    Args:
+        outcome: bool, shape (n,).
+        probability: Probability of the outcome in [0, 1], shape (n,); clipped.
+        level: Confidence level.
+
+    Returns:
+        One row per point: probability, observed, lower, upper in (0, 1), reason null. Without a curve one row of nulls
+        with the reason: one outcome only, separation, too few distinct probabilities or patients.
+
+    Raises:
+        ValueError: If the arrays do not fit together or a probability lies outside [0, 1].
+    """
+    z = normal_quantile(level)
+    positive, p = _clipped(outcome, probability)
+    smooth = _smooth(positive, np.asarray(logit(p), dtype=np.float64))
+    if isinstance(smooth, str):
+        return pl.DataFrame([(None, None, None, None, smooth)], schema=_CURVE, orient="row")
+    # No percentile is outside the tenth lowest and highest, and with 20 patients there is nothing between these.
+    beyond = max(10 / len(p), 0.01)
+    first, last = np.quantile(p, [beyond, 1 - beyond]) if beyond < 0.5 else (1.0, 0.0)
+    grid = _GRID[(first <= _GRID) & (last >= _GRID)]
+    if not len(grid):
+        return pl.DataFrame([(None, None, None, None, _NO_ROOM)], schema=_CURVE, orient="row")
+    fit, knots = smooth
+    design = _smooth_design(np.asarray(logit(grid), dtype=np.float64), knots)
+    eta, half = design @ fit.coefficients, z * np.linalg.norm(design @ fit.root, axis=1)
+    found = {"probability": grid, "observed": expit(eta), "lower": expit(eta - half), "upper": expit(eta + half)}
+    return pl.DataFrame(found | {"reason": None}, schema=_CURVE)
+
+
+def _clipped(outcome: npt.ArrayLike, probability: npt.ArrayLike) -> tuple[Booleans, Floats]:
     positive, p = booleans("outcome", outcome), floats("probability", probability)
     equal_lengths(outcome=positive, probability=p)
     if (p < 0).any() or (p > 1).any():
         raise ValueError("probability must lie between 0 and 1")
-    p = np.clip(p, CLIP, 1 - CLIP)
-    n, observed = len(p), int(positive.sum())
-    rows = [_observed_expected(observed, p, z)]
-    if observed in (0, n):
-        reason = "nobody with the outcome" if observed == 0 else "nobody without the outcome"
-        rows += [(name, None, None, None, reason) for name in ("intercept", "slope", "ici")]
-    else:
-        x = np.asarray(logit(p), dtype=np.float64)
-        one = np.ones((n, 1))
-        rows.append(_coefficient("intercept", _fit_logistic(one, positive, x), z))
-        rows.append(_coefficient("slope", _fit_logistic(np.column_stack([one, x]), positive, np.zeros(n)), z))
-        rows.append(_integrated_index(positive, p, x))
-    return pl.DataFrame([(n, *row) for row in rows], schema=_SCHEMA, orient="row")
+    return positive, np.clip(p, CLIP, 1 - CLIP)
 
 
-_Row = tuple[str, float | None, float | None, float | None, str | None]
-
-
-def _observed_expected(observed: int, p: Floats, z: float) -> _Row:
-    if len(p) == 0:
-        return ("observed_expected", None, None, None, "no patients")
-    ratio = float(observed / p.sum())
-    if observed == 0:
-        return ("observed_expected", ratio, None, None, "no interval: nobody with the outcome")
-    half = z * (1 / observed - 1 / len(p)) ** 0.5
-    return ("observed_expected", ratio, float(ratio * np.exp(-half)), float(ratio * np.exp(half)), None)
-
-
-def _coefficient(name: str, fit: _Logistic | str, z: float) -> _Row:
+def _coefficient(fit: _Logistic | str, z: float) -> Estimate:
     """Last coefficient of a fit with its Wald interval, or the reason why there is no fit."""
     if isinstance(fit, str):
-        return (name, None, None, None, fit)
-    estimate, se = float(fit.coefficients[-1]), float(fit.standard_errors[-1])
-    return (name, estimate, estimate - z * se, estimate + z * se, None)
+        return (None, None, None, fit)
+    estimate, se = float(fit.coefficients[-1]), float(np.linalg.norm(fit.root[-1]))
+    return (estimate, estimate - z * se, estimate + z * se, None)
 
 
-def _integrated_index(positive: Booleans, p: Floats, x: Floats) -> _Row:
+def _smooth(positive: Booleans, x: Floats) -> tuple[_Logistic, Floats] | str:
+    """Observed frequency over the logit: the fit and the knots of its spline, or the reason why there is none."""
+    if len(np.unique(positive)) < 2:
+        return _one_outcome(positive)
     knots = np.quantile(x, _KNOT_QUANTILES)
     if (np.diff(knots) <= 0).any():
-        return ("ici", None, None, None, "the four knots of the smooth coincide: too few distinct probabilities")
-    fit = _fit_logistic(np.column_stack([np.ones_like(x), x, _spline(x, knots)]), positive, np.zeros_like(x))
-    if isinstance(fit, str):
-        return ("ici", None, None, None, fit)
-    return ("ici", float(np.abs(fit.fitted - p).mean()), None, None, None)
+        return "the four knots of the smooth coincide: too few distinct probabilities"
+    fit = _fit_logistic(_smooth_design(x, knots), positive, np.zeros_like(x))
+    return fit if isinstance(fit, str) else (fit, knots)
+
+
+def _smooth_design(x: Floats, knots: Floats) -> Floats:
+    return np.column_stack([np.ones_like(x), x, _spline(x, knots)])
+
+
+def _one_outcome(positive: Booleans) -> str:
+    return "nobody without the outcome" if positive.any() else "nobody with the outcome"
 
 
 def _spline(x: Floats, knots: Floats) -> Floats:
@@ -134,6 +210,8 @@ def _fit_logistic(design: Floats, positive: Booleans, offset: Floats) -> _Logist
     Returns:
         The fit, or the reason why there is none.
     """
+    if len(np.unique(positive)) < 2:
+        return _one_outcome(positive)
     basis, triangle = np.linalg.qr(design)
     diagonal = np.abs(np.diag(triangle))
     if (diagonal <= 1e-10 * np.linalg.norm(design, axis=0)).any():
@@ -153,7 +231,7 @@ def _fit_logistic(design: Floats, positive: Booleans, offset: Floats) -> _Logist
             break
         if np.abs(move).max() < 1e-9:
             root = np.linalg.solve(triangle, np.linalg.cholesky(np.linalg.inv(information)))
-            return _Logistic(np.linalg.solve(triangle, beta + step), np.sqrt((root**2).sum(axis=1)), fitted)
+            return _Logistic(np.linalg.solve(triangle, beta + step), root, fitted)
         factor = 1.0
         while _loss(eta + factor * move, positive) > loss * (1 + 1e-12) and factor > 1e-3:
             factor /= 2

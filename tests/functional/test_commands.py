@@ -36,11 +36,14 @@ TABLES_OF_STEP = {
     "validate": [
         "agreement",
         "calibration",
+        "calibration_curve",
         "crosstab",
         "decision_curve",
         "discrimination",
         "discrimination_tests",
         "operating_points",
+        "roc",
+        "subgroups",
     ],
     "prognosis": [
         "at_risk",

@@ -1,21 +1,24 @@
 """What must hold for any data: row order, units of time, and slow definitions written out."""
 
-from itertools import combinations
+from fractions import Fraction
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
+from scipy.stats import norm
 
 from cohort_scorer.statistics.agreement import agreement
-from cohort_scorer.statistics.calibration import calibration
+from cohort_scorer.statistics.calibration import calibration, calibration_curve
 from cohort_scorer.statistics.concordance import harrell_c
 from cohort_scorer.statistics.cox import fit
 from cohort_scorer.statistics.cumulative_incidence import cumulative_incidence
 from cohort_scorer.statistics.discrimination import auc, decision_curve, paired_auc_difference
 from cohort_scorer.statistics.kaplan_meier import kaplan_meier
 from cohort_scorer.statistics.logrank import logrank
+from cohort_scorer.statistics.roc import roc
 
 FEW = settings(max_examples=25, deadline=None)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -97,6 +100,75 @@ def test_auc_is_the_share_of_pairs_in_order(seed):
     difference = np.subtract.outer(score[outcome], score[~outcome])
     assert auc(outcome, score).auc == pytest.approx(np.mean((difference > 0) + (difference == 0) / 2), abs=1e-12)
     assert paired_auc_difference(outcome, score, score).p == 1
+
+
+def slow_sensitivity(outcome, score, specificity: Fraction) -> Fraction:
+    """Of the polygon through every cut: the highest point at this specificity, in fractions."""
+    cuts = sorted(set(score.tolist()), reverse=True)
+    corners = [(Fraction(0), Fraction(0))]
+    for cut in cuts:
+        called = score >= cut
+        shares = (Fraction(int(called[group].sum()), int(group.sum())) for group in (~outcome, outcome))
+        corners.append(tuple(shares))
+    x, found = 1 - specificity, []
+    for (x0, y0), (x1, y1) in pairwise(corners):
+        if x0 <= x <= x1:
+            found.append(y1 if x1 == x0 else y0 + (y1 - y0) * (x - x0) / (x1 - x0))
+    return max(found)
+
+
+@FEW
+@given(SEEDS, st.sampled_from([3, 20, 10**6]))
+def test_the_roc_curve_falls_with_specificity_and_is_the_polygon_through_every_cut(seed, n_levels):
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(5, 80))
+    outcome, score = rng.random(n) < 0.4, rng.integers(0, n_levels, n)
+    outcome[:2] = True, False
+    found = roc(outcome, score, rng, replicates=20)
+    slow = [float(slow_sensitivity(outcome, score, Fraction(percent, 100))) for percent in range(101)]
+    np.testing.assert_allclose(found["sensitivity"], slow, atol=1e-12)
+    for name in set(found.columns) - {"specificity"}:
+        assert found[name].null_count() in (0, 101)
+        assert found[name].drop_nulls().is_sorted(descending=True)
+    assert found["sensitivity"][0] == 1
+    assert (found["lower"].drop_nulls() <= found["upper"].drop_nulls()).all()
+
+
+@FEW
+@given(SEEDS)
+def test_row_order_and_a_monotone_change_of_the_score_leave_the_roc_curve(seed):
+    rng = np.random.default_rng(seed)
+    outcome, score, order = rng.random(60) < 0.4, rng.integers(1, 20, 60) / 20, rng.permutation(60)
+    outcome[:2] = True, False
+    first = roc(outcome, score, np.random.default_rng(1), replicates=50)
+    assert first.equals(roc(outcome[order], np.exp(score[order]), np.random.default_rng(1), replicates=50))
+
+
+def test_bootstrap_bounds_cover_the_sensitivity_of_the_population():
+    rng, within = np.random.default_rng(1), np.zeros(3)
+    specificity = [50, 80, 90]
+    true = norm.cdf(1 - norm.ppf(np.array(specificity) / 100))
+    for _ in range(400):
+        outcome = np.repeat([True, False], [150, 250])
+        found = roc(outcome, rng.normal(outcome), rng, replicates=300)
+        lower, upper = (found[name].to_numpy()[specificity] for name in ("lower", "upper"))
+        within += (lower <= true) & (true <= upper)
+    # 0.95 with a Monte Carlo standard error of 0.011.
+    assert (np.abs(within / 400 - 0.95) < 0.035).all()
+
+
+@FEW
+@given(SEEDS)
+def test_the_mean_distance_of_the_calibration_curve_is_the_integrated_calibration_index(seed):
+    rng = np.random.default_rng(seed)
+    p = np.repeat(np.arange(5, 96, 5) / 100, 12)
+    outcome = rng.random(len(p)) < p**1.5
+    curve = calibration_curve(outcome, p)
+    found = dict(curve.select("probability", "observed").iter_rows())
+    distance = np.mean([abs(value - found[value]) for value in p])
+    ici = calibration(outcome, p).filter(statistic="ici")["estimate"][0]
+    assert distance == pytest.approx(ici, abs=1e-12)
+    assert ((curve["lower"] < curve["observed"]) & (curve["observed"] < curve["upper"])).all()
 
 
 @FEW

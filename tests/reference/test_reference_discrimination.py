@@ -8,10 +8,11 @@ import polars as pl
 import pytest
 
 from cohort_scorer.statistics.agreement import agreement
-from cohort_scorer.statistics.calibration import calibration
+from cohort_scorer.statistics.calibration import calibration, calibration_curve
 from cohort_scorer.statistics.discrimination import auc, brier, paired_auc_difference
 from cohort_scorer.statistics.prevalence import rogan_gladen
 from cohort_scorer.statistics.proportions import wilson
+from cohort_scorer.statistics.roc import roc
 
 HERE = Path(__file__).parent
 R = json.loads((HERE / "values/discrimination.json").read_text())
@@ -30,6 +31,18 @@ def test_paired_difference_equals_proc():
     assert found.auc_difference == pytest.approx(R["auc_a"]["auc"] - R["auc_b"]["auc"], abs=1e-12)
 
 
+def test_sensitivities_equal_proc():
+    found = roc(TIED["disease"], TIED["score_a"], np.random.default_rng(1), replicates=10)
+    np.testing.assert_allclose(found["sensitivity"], R["roc_a"]["sensitivity"], atol=1e-12)
+
+
+def test_bounds_of_sensitivities_are_those_of_proc_within_the_noise_of_resampling():
+    found = roc(TIED["disease"], TIED["score_a"], np.random.default_rng(1)).select("lower", "upper").to_numpy()
+    # Sensitivities lie on a grid of 1 / 122; a quantile of 2,000 resamples has a standard error of about 0.003.
+    assert np.abs(found - R["roc_a"]["bounds"]).max() < 2 / 122
+    assert np.abs((found - R["roc_a"]["bounds"]).mean(axis=0)).max() < 0.002
+
+
 def test_wilson_equals_prop_test():
     found = np.column_stack(wilson(R["wilson"]["k"], R["wilson"]["n"]))
     np.testing.assert_allclose(found, R["wilson"]["rows"], atol=1e-12)
@@ -46,6 +59,14 @@ def test_integrated_calibration_index_equals_glm_on_a_natural_spline():
     row = calibration(TIED["disease"], TIED["score_a"]).row(by_predicate=pl.col("statistic") == "ici", named=True)
     assert row["estimate"] == pytest.approx(R["calibration"]["ici"], abs=1e-10)
     assert row["lower"] is None
+
+
+def test_calibration_curve_and_its_band_equal_predict_glm():
+    found = calibration_curve(TIED["disease"], TIED["score_a"])
+    percent = (100 * found["probability"].to_numpy()).round().astype(int)
+    assert percent.tolist() == list(range(5, 85))
+    expected = np.array(R["calibration"]["curve"])[percent - 5]
+    np.testing.assert_allclose(found.select("observed", "lower", "upper").to_numpy(), expected, atol=1e-10)
 
 
 def test_brier_equals_r():

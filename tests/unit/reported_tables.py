@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from scipy.special import expit, logit, ndtr, ndtri
 
 from cohort_scorer import schemas
 
@@ -127,17 +128,16 @@ def _group(part: pl.DataFrame) -> dict[str, list[dict[str, Any]]]:
 
 def _performance(part: pl.DataFrame) -> dict[str, list[dict[str, Any]]]:
     n = len(part)
-    names = ("discrimination", "discrimination_tests", "operating_points", "calibration", "decision_curve")
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    rows: dict[str, list[dict[str, Any]]] = {}
     for number, threshold in enumerate((0, 100, 400)):
         positive = int((part["true"] > number).sum())
         about = {"threshold": threshold, "n": n}
         for model, auc in zip(MODELS, (0.74, 0.78, 0.72), strict=True):
             for name, found in _model(auc + 0.02 * number, positive, n, number).items():
-                rows[name] += [{**about, "exposure": model, **row} for row in found]
+                rows.setdefault(name, []).extend({**about, "exposure": model, **row} for row in found)
         names = "exposure_a exposure_b n_positive auc_a auc_b auc_difference lower upper p"
         test = _row(names, "integrated", "clinical", positive, 0.78, 0.72, 0.06, 0.03, 0.09, 0.0004)
-        rows["discrimination_tests"].append({**about, **test})
+        rows.setdefault("discrimination_tests", []).append({**about, **test})
     return rows
 
 
@@ -162,7 +162,41 @@ def _model(auc: float, positive: int, n: int, number: int) -> dict[str, list[dic
         "operating_points": [accuracy],
         "calibration": calibration,
         "decision_curve": curve,
+        "roc": _roc(auc, positive),
+        "calibration_curve": _calibration_curve((0.95, 0.6, 0.35)[number], 4 * (auc - 0.5), positive),
+        "subgroups": [_subgroup(*level, n, positive, auc) for level in SUBGROUPS],
     }
+
+
+SUBGROUPS = (("sex", "F"), ("sex", "M"), ("age_band", "40-49"), ("age_band", "50-59"))
+
+
+def _roc(auc: float, positive: int) -> list[dict[str, Any]]:
+    """The curve of two normal scores of one variance that has this area."""
+    rows = []
+    for specificity in np.linspace(0, 1, 101):
+        sensitivity = float(ndtr(math.sqrt(2) * ndtri(auc) - ndtri(specificity)))
+        spread = 1.96 * math.sqrt(sensitivity * (1 - sensitivity) / max(positive, 1))
+        limits = (max(0.0, sensitivity - spread), min(1.0, sensitivity + spread))
+        rows.append(_row("specificity sensitivity lower upper", specificity, sensitivity, *limits))
+    return rows
+
+
+def _calibration_curve(highest: float, slope: float, positive: int) -> list[dict[str, Any]]:
+    rows = []
+    for probability in np.arange(2, 100 * highest) / 100:
+        x = logit(probability)
+        eta, spread = 0.03 + slope * x, (0.5 + 0.6 * abs(x + 1)) / math.sqrt(max(positive, 1))
+        values = (float(expit(value)) for value in (eta, eta - 1.96 * spread, eta + 1.96 * spread))
+        rows.append(_row("probability observed lower upper", probability, *values))
+    return rows
+
+
+def _subgroup(subgroup: str, level: str, n: int, positive: int, auc: float) -> dict[str, Any]:
+    row = _row("subgroup level n n_positive", subgroup, level, n // 2, positive // 2)
+    for name, value in (("auc", auc), ("observed_expected", 1.07), ("sensitivity", 0.7), ("specificity", 0.68)):
+        row |= _row(f"{name} {name}_lower {name}_upper", value, value - 0.06, value + 0.06)
+    return row
 
 
 def _row(names: str, *values: Any) -> dict[str, Any]:

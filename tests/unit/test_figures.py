@@ -27,7 +27,8 @@ def texts(figure):
 
 def test_every_table_with_a_figure_has_it_under_its_name(drawn):
     assert set(drawn) == {
-        "attrition", "discrimination", "calibration", "decision_curve", "audit_positivity", "cox", "kaplan_meier",
+        "attrition", "discrimination", "roc", "calibration", "calibration_curve", "decision_curve", "audit_positivity",
+        "cox", "kaplan_meier",
         "kaplan_meier-true", "kaplan_meier-cxr", "kaplan_meier-integrated", "crosstab-cxr", "crosstab-integrated",
         "discordance-cxr", "discordance-integrated",
     }  # fmt: skip
@@ -95,6 +96,35 @@ def test_counts_under_the_curves_are_those_of_at_risk(tables, drawn):
     printed = texts(drawn["kaplan_meier-cxr"])
     for column in ("n_at_risk", "cumulative_events", "cumulative_censored"):
         assert {f"{n:,}" for n in counts[column]} <= set(printed)
+
+
+def test_areas_beside_the_roc_curves_are_those_of_discrimination(tables, drawn):
+    pooled = tables["discrimination"].filter(pl.col("fold").is_null(), pl.col("exposure") == "cxr")
+    printed = texts(drawn["roc"])
+    for row in pooled.iter_rows(named=True):
+        assert f"CXR {row['auc']:.2f} ({row['lower']:.2f} to {row['upper']:.2f})" in printed
+
+
+def test_a_roc_curve_of_a_site_without_a_name_has_its_area():
+    made = {name: reported_tables(n=200, sites=("A",))[name] for name in ("roc", "discrimination")}
+    made = {
+        name: table.with_columns(site=pl.lit(None, pl.String), lower=None, upper=None) for name, table in made.items()
+    }
+    assert "Clinical only 0.72" in texts(figures.draw(made, STAMPS)["roc"])
+
+
+@pytest.mark.parametrize("name", ["roc", "calibration_curve", "decision_curve"])
+def test_a_panel_without_rows_says_so(tables, name):
+    absent = (pl.col("site") == "Hospital A") & (pl.col("threshold") == 400)
+    some = {name: tables[name].filter(~absent), "discrimination": tables["discrimination"]}
+    assert texts(figures.draw(some, STAMPS)[name]).count("no curve") == 1
+
+
+def test_a_calibration_curve_with_a_reason_alone_is_left_out(tables):
+    none = tables["calibration_curve"].with_columns(
+        observed=pl.lit(None, pl.Float64), reason=pl.lit("too few patients")
+    )
+    assert figures.draw({"calibration_curve": none}, STAMPS) == {}
 
 
 def test_settings_of_matplotlib_are_left_as_they_were(tables):

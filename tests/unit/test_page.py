@@ -12,7 +12,8 @@ from cohort_scorer.reporting.page import Page, render
 
 STAMPS = ("SIMULATED DATA", "NOT DISCLOSURE-CONTROLLED")
 FIGURES = (
-    *("attrition", "discrimination", "calibration", "decision_curve", "crosstab-cxr", "crosstab-integrated"),
+    *("attrition", "discrimination", "roc", "calibration", "calibration_curve", "decision_curve"),
+    *("crosstab-cxr", "crosstab-integrated"),
     *("kaplan_meier", "kaplan_meier-true", "kaplan_meier-cxr", "cox", "discordance-cxr", "audit_positivity"),
 )
 VOID = {"meta", "link", "img", "br"}
@@ -118,6 +119,25 @@ def test_the_lead_counts_this_run(content, html):
     rates = content.tables["event_rates"].filter(pl.col("site") == "all", pl.col("exposure") == "true")
     assert f"compared in {rates['n'].sum():,} patients" in html
     assert f"of whom {rates['events'].sum():,} had MACE" in html
+
+
+def test_published_areas_stand_beside_discrimination_as_words_and_never_in_a_table(html):
+    section = html[html.index("<h3>Discrimination</h3>") : html.index("<h3>Operating points</h3>")]
+    note = re.search(r'<p class="note">For context only: the published study(.*?)</p>', section, re.DOTALL)
+    assert note is not None
+    assert html.count("jcct.2025.03.010") == 1
+    assert "another population and other networks; nothing in this run computes them" in note[1]
+
+
+def test_the_page_says_why_a_paired_test_has_no_p(html):
+    assert "p stands only where every score is external" in html
+
+
+def test_subgroups_are_named_in_words(html):
+    section = html[html.index("<h3>Subgroups</h3>") :]
+    section = section[: section.index("</section>")]
+    assert "<td>Age band</td>" in section
+    assert "<td>age_band</td>" not in section
 
 
 def test_key_results_are_those_of_the_tables(content, html):

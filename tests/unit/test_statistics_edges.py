@@ -6,7 +6,7 @@ import pytest
 
 from cohort_scorer.errors import ConvergenceError, EmptyCohortError
 from cohort_scorer.statistics.agreement import agreement
-from cohort_scorer.statistics.calibration import calibration
+from cohort_scorer.statistics.calibration import calibration, calibration_curve, observed_expected
 from cohort_scorer.statistics.concordance import harrell_c
 from cohort_scorer.statistics.cox import fit
 from cohort_scorer.statistics.crosscheck import difference_from_lifelines
@@ -24,6 +24,7 @@ from cohort_scorer.statistics.kaplan_meier import at_risk, event_rate, kaplan_me
 from cohort_scorer.statistics.logrank import holm, logrank
 from cohort_scorer.statistics.prevalence import rogan_gladen
 from cohort_scorer.statistics.proportions import garwood, wilson
+from cohort_scorer.statistics.roc import roc
 
 TIME = np.arange(1.0, 13)
 EVENT = np.array([1, 0, 1, 1, 0, 1, 1, 0, 1, 1, 0, 1], dtype=bool)
@@ -120,6 +121,62 @@ def test_calibration_survives_probabilities_of_0_and_1():
     p = np.concatenate([[0, 1], rng.random(300)])
     table = calibration(rng.random(302) < p, p)
     assert table["estimate"].null_count() == 0
+
+
+def test_observed_over_expected_has_no_interval_where_an_outcome_is_absent():
+    assert observed_expected([0, 0], [0.2, 0.3]) == (0, None, None, "no interval: nobody with the outcome")
+    assert observed_expected([1, 1], [0.5, 0.5]) == (2, None, None, "no interval: nobody without the outcome")
+    assert observed_expected([], []) == (None, None, None, "no patients")
+
+
+CURVELESS = [
+    ([0] * 50, np.linspace(0.1, 0.9, 50), "nobody with the outcome"),
+    ([1] * 50, np.linspace(0.1, 0.9, 50), "nobody without the outcome"),
+    ([0, 1] * 25, [0.5] * 50, "coincide"),
+    ([0] * 25 + [1] * 25, np.linspace(0.1, 0.9, 50), "separate"),
+    ([0, 1] * 10, np.linspace(0.1, 0.9, 20), "too few patients"),
+    ([0, 1] * 25, np.linspace(0.501, 0.509, 50), "too narrow a range"),
+]
+
+
+@pytest.mark.parametrize(("outcome", "probability", "reason"), CURVELESS)
+def test_a_calibration_curve_that_cannot_be_is_one_row_with_the_reason(outcome, probability, reason):
+    table = calibration_curve(outcome, probability)
+    assert table.drop("reason").row(0) == (None,) * 4
+    assert len(table) == 1
+    assert reason in table["reason"][0]
+
+
+def test_a_calibration_curve_tells_no_patients_probability_and_has_ten_beyond_each_end():
+    rng = np.random.default_rng(1)
+    for n in (30, 400, 5000):
+        p = rng.beta(1, 6, n)
+        outcome = rng.random(n) < p
+        outcome[:2] = True, False
+        points = calibration_curve(outcome, p)["probability"]
+        assert set(points.round(3)) == set(points)
+        assert min((p <= points.min()).sum(), (p >= points.max()).sum()) >= max(10, n / 100)
+
+
+def test_a_curve_of_one_patient_with_the_outcome_has_no_bounds_and_of_none_no_rows():
+    rng = np.random.default_rng(1)
+    alone = roc([0, 1, 0], [0.1, 0.2, 0.3], rng)
+    assert alone.select("lower", "upper").null_count().row(0) == (101, 101)
+    assert alone["sensitivity"].to_list() == [1.0] * 51 + [0.0] * 50
+    for outcome in ([0, 0], [1, 1], []):
+        empty = roc(outcome, [0.1, 0.2][: len(outcome)], rng)
+        assert empty.is_empty()
+        assert empty.schema == alone.schema
+    with pytest.raises(ValueError, match="finite"):
+        roc([0, 1], [0.1, np.nan], rng)
+
+
+def test_a_perfect_score_has_sensitivity_1_and_a_constant_one_lies_on_the_diagonal():
+    outcome = [0] * 40 + [1] * 30
+    perfect = roc(outcome, outcome, np.random.default_rng(1))
+    assert perfect.select(pl.all().exclude("specificity").min()).row(0) == (1, 1, 1)
+    constant = roc(outcome, [0.5] * 70, np.random.default_rng(1))
+    np.testing.assert_allclose(constant["sensitivity"], 1 - constant["specificity"], atol=1e-12)
 
 
 def test_kaplan_meier_refuses_nobody_and_keeps_time_0_once():

@@ -1,19 +1,27 @@
 """The tables of validate: who counts as positive, what sums to what, and where a p value may stand."""
 
+from functools import partial
 from itertools import product
 
 import numpy as np
 import polars as pl
+import polars.testing
 import pytest
 
 from cohort_scorer import schemas
 from cohort_scorer.statistics import validation
 from cohort_scorer.statistics.agreement import agreement
 from cohort_scorer.statistics.discrimination import auc, paired_auc_difference
+from cohort_scorer.statistics.roc import roc
 
 CATEGORIES = schemas.vocabulary("cohort", "true_category")
 EXPOSURES = ("cxr", "integrated", "clinical")
 NAMES = {"gt0": 0, "ge100": 100, "ge400": 400}
+
+
+@pytest.fixture(autouse=True)
+def _few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validation, "roc", partial(roc, replicates=50))
 
 
 def patients(origins: dict[str, str], n: int = 200, seed: int = 1) -> pl.DataFrame:
@@ -25,6 +33,8 @@ def patients(origins: dict[str, str], n: int = 200, seed: int = 1) -> pl.DataFra
         "site": np.repeat(list(origins), n),
         "score_origin": np.repeat(list(origins.values()), n),
         "true_category": np.array(CATEGORIES)[level],
+        "sex": rng.choice(["F", "M"], total),
+        "age_band": rng.choice(["40-49", "50-59", "60-69"], total),
     }
     for exposure in EXPOSURES:
         latent = rng.normal(level, 1.5)
@@ -36,7 +46,7 @@ def patients(origins: dict[str, str], n: int = 200, seed: int = 1) -> pl.DataFra
 
 
 def tables(people: pl.DataFrame, cuts=None) -> dict[str, pl.DataFrame]:
-    found = validation.tables(people, CATEGORIES, "prevalence", cuts or {}, 0.95)
+    found = validation.tables(people, CATEGORIES, "prevalence", cuts or {}, 0.95, np.random.default_rng(1))
     for name, table in found.items():
         assert set(table.columns) <= {*schemas.columns(name), "reason"}
     return found
@@ -174,11 +184,13 @@ def test_scores_without_probabilities_give_the_tables_of_categories_alone():
         pl.lit(None, pl.Float64).alias(f"{exposure}_{name}") for exposure in EXPOSURES for name in NAMES
     )
     found = tables(people)
-    empty = ["calibration", "decision_curve", "discrimination", "discrimination_tests"]
+    empty = ["calibration", "calibration_curve", "decision_curve", "discrimination", "discrimination_tests", "roc"]
     assert sorted(name for name, table in found.items() if table.is_empty()) == empty
     for name in empty:
         assert found[name].columns == list(schemas.columns(name))
     assert found["operating_points"]["sensitivity"].null_count() == 0
+    assert found["subgroups"].select("sensitivity", "specificity").null_count().row(0) == (0, 0)
+    assert found["subgroups"].select("auc", "observed_expected").null_count().row(0) == (len(found["subgroups"]),) * 2
 
 
 def test_an_exposure_that_nobody_has_is_in_no_table():
@@ -191,3 +203,52 @@ def test_an_exposure_that_nobody_has_is_in_no_table():
         assert len(table)
         for column in columns:
             assert "integrated" not in table[column].to_list(), name
+
+
+def test_curves_have_a_part_for_each_row_of_discrimination():
+    found = tables(patients({"A": "oof", "B": "external"}))
+    keys = ["site", "score_origin", "exposure", "threshold"]
+    pooled = found["discrimination"].filter(pl.col("fold").is_null()).select(keys)
+    for name in ("roc", "calibration_curve"):
+        assert found[name].select(keys).unique(maintain_order=True).equals(pooled)
+    assert found["roc"].group_by(keys).len()["len"].unique().to_list() == [101]
+    assert found["roc"].null_count().sum_horizontal().item() == 0
+
+
+def test_tables_do_not_depend_on_the_order_of_the_patients():
+    people = patients({"A": "oof", "B": "external"})
+    found, again = tables(people), tables(people.sample(fraction=1, shuffle=True, seed=3))
+    assert found["roc"].equals(again["roc"])
+    for name in ("calibration_curve", "subgroups"):
+        pl.testing.assert_frame_equal(found[name], again[name])
+
+
+def test_where_one_outcome_is_absent_there_is_no_roc_curve_and_the_calibration_curve_says_why():
+    people = patients({"A": "external"}).filter(pl.col("true_category") != "CAC 400+")
+    found = tables(people)
+    assert found["roc"].filter(threshold=400).is_empty()
+    assert found["calibration_curve"].filter(threshold=400)["reason"].to_list() == ["nobody with the outcome"] * 3
+    assert found["subgroups"].filter(threshold=400).select("auc", "sensitivity").null_count().row(0) == (15, 15)
+
+
+def test_subgroups_part_the_patients_and_say_what_each_part_alone_would_say():
+    people = patients({"A": "external"})
+    found = tables(people.with_columns(pl.when(pl.col("sex") == "F").then("sex").alias("sex")))
+    by_sex = found["subgroups"].filter(subgroup="sex")
+    assert by_sex["level"].unique(maintain_order=True).to_list() == ["F", "unknown"]
+    for subgroup in ("sex", "age_band"):
+        parts = found["subgroups"].filter(subgroup=subgroup, exposure="cxr", threshold=100)
+        assert parts["n"].sum() == 200
+        assert parts["n_positive"].sum() == people["true_category"].is_in(CATEGORIES[2:]).sum()
+    alone = tables(people.filter(sex="F"))
+    area = alone["discrimination"].select("exposure", "threshold", "n", "n_positive", "auc", "lower", "upper")
+    mine = by_sex.filter(level="F")
+    assert (
+        mine.select("exposure", "threshold", "n", "n_positive", "auc", "auc_lower", "auc_upper").rows() == area.rows()
+    )
+    for name in ("sensitivity", "specificity"):
+        limits = [name, f"{name}_lower", f"{name}_upper"]
+        assert mine.select(limits).equals(alone["operating_points"].select(limits))
+    ratio = alone["calibration"].filter(statistic="observed_expected").select("estimate", "lower", "upper")
+    columns = ["observed_expected", "observed_expected_lower", "observed_expected_upper"]
+    assert mine.select(columns).rows() == ratio.rows()

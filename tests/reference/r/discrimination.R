@@ -11,6 +11,13 @@ out$auc_b <- area(tied$score_b)
 test <- roc.test(curve(tied$score_a), curve(tied$score_b), method = "delong", paired = TRUE)
 out$paired <- list(ci = as.numeric(test$conf.int), p = unname(test$p.value), z = unname(test$statistic))
 
+# The curve at 101 specificities; its stratified bootstrap with more replicates than the tool takes.
+percent <- (0:100) / 100
+set.seed(1)
+out$roc_a <- list(
+  sensitivity = coords(curve(tied$score_a), x = percent, input = "specificity", ret = "sensitivity")$sensitivity,
+  bounds = unname(ci.se(curve(tied$score_a), specificities = percent, boot.n = 20000, progress = "none")[, c(1, 3)]))
+
 wilson <- function(k, n) c(k / n, as.numeric(prop.test(k, n, correct = FALSE)$conf.int))
 out$wilson <- list(k = c(0, 3, 10, 81, 5), n = c(10, 10, 10, 263, 1000),
                    rows = mapply(function(k, n) suppressWarnings(wilson(k, n)), c(0, 3, 10, 81, 5), c(10, 10, 10, 263, 1000),
@@ -27,10 +34,13 @@ wald <- function(fit) {
 knots <- quantile(x, c(.05, .35, .65, .95))
 smooth <- glm(y ~ ns(x, knots = knots[2:3], Boundary.knots = knots[c(1, 4)]), family = binomial, control = tight)
 ratio <- sum(y) / sum(p)
+grid <- (5:90) / 100
+band <- predict(smooth, data.frame(x = qlogis(grid)), se.fit = TRUE)
 out$calibration <- list(
   observed_expected = ratio * exp(c(0, -1, 1) * qnorm(.975) * sqrt(1 / sum(y) - 1 / length(y))),
   intercept = wald(glm(y ~ 1, offset = x, family = binomial, control = tight)),
   slope = wald(glm(y ~ x, family = binomial, control = tight)),
+  curve = plogis(cbind(band$fit, band$fit - qnorm(.975) * band$se.fit, band$fit + qnorm(.975) * band$se.fit)),
   ici = mean(abs(p - fitted(smooth))), brier = mean((y - tied$score_a)^2))
 
 # Weighted kappa; its standard error by the delta method on the multinomial counts, derivatives by complex steps, which
