@@ -1,11 +1,10 @@
 """Films per second on a CUDA device by transfer syntax, written to docs/benchmarks.md with the device's name."""
 
 import os
-import subprocess
-import threading
 import time
 from pathlib import Path
 
+import cuda_page
 import numpy as np
 import polars as pl
 import pytest
@@ -17,7 +16,6 @@ from cohort_scorer.imaging import decoding, networks, scoring
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
-PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 SIZE, FILMS = 512, {EXPLICIT: 1500, LOSSLESS_SV1: 600, JPEG_LS: 300, RLE: 600, HTJ2K: 300, JPEG_2000_LOSSLESS: 100}
 SPOKEN = {
     EXPLICIT: "uncompressed",
@@ -27,29 +25,6 @@ SPOKEN = {
     HTJ2K: "HTJ2K",
     JPEG_2000_LOSSLESS: "JPEG 2000",
 }
-
-
-class BusyShare:
-    """Mean of what the driver calls utilisation, sampled ten times a second while entered."""
-
-    def __enter__(self) -> "BusyShare":
-        self._samples: list[float] = []
-        query = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "100"]
-        self._process = subprocess.Popen(query, stdout=subprocess.PIPE, text=True)
-        self._thread = threading.Thread(target=self._listen)
-        self._thread.start()
-        return self
-
-    def _listen(self) -> None:
-        assert self._process.stdout is not None
-        self._samples += [float(line.split()[0]) for line in self._process.stdout if line.strip()[:1].isdigit()]
-
-    def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        self._thread.join()
-
-    def percent(self) -> float:
-        return float(np.mean(self._samples)) if self._samples else float("nan")
 
 
 def run(rows: pl.DataFrame, folder: Path, device: str) -> tuple[pl.Series, float]:
@@ -73,10 +48,8 @@ def run(rows: pl.DataFrame, folder: Path, device: str) -> tuple[pl.Series, float
 def test_films_per_second_by_transfer_syntax(tmp_path: Path) -> None:
     name, cores = torch.cuda.get_device_name(), os.cpu_count()
     lines = [
-        "# Scoring on CUDA",
-        "",
         f"{name}, {cores} cores, torch {torch.__version__}; films of 2500 x 2048 x 12 bits from the page cache, "
-        f"densenet121 at {SIZE} in float32 (no TF32). Written by `make bench` on a machine with a CUDA device.",
+        f"densenet121 at {SIZE} in float32 (no TF32).",
         "",
         "| syntax | films | films/s | decoding alone, films/s | GPU busy, % |",
         "|---|---|---|---|---|",
@@ -85,7 +58,7 @@ def test_films_per_second_by_transfer_syntax(tmp_path: Path) -> None:
         folder = tmp_path / SPOKEN[syntax].replace(" ", "_")
         folder.mkdir()
         rows = archive(folder, n, syntax)
-        with BusyShare() as busy:
+        with cuda_page.BusyShare() as busy:
             _, rate = run(rows, folder, "cuda")
         started = time.perf_counter()
         for _ in decoding.radiographs(rows.iter_rows(named=True), {"root": folder}, SIZE, cores or 1):
@@ -96,8 +69,6 @@ def test_films_per_second_by_transfer_syntax(tmp_path: Path) -> None:
             few = rows.head(32)
             found = [1 / (1 + np.exp(-run(few, folder, device)[0].to_numpy())) for device in ("cpu", "cuda")]
             difference = float(np.abs(found[0] - found[1]).max())
-    lines += ["", f"Largest difference of a probability between CPU and CUDA, 32 films: {difference:.1e}.", ""]
-    PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text("\n".join(lines), encoding="utf-8")
-    print("\n" + "\n".join(lines))
+    lines += ["", f"Largest difference of a probability between CPU and CUDA, 32 films: {difference:.1e}."]
+    cuda_page.write("Scoring", lines)
     assert difference < 1e-5

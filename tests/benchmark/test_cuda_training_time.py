@@ -1,0 +1,107 @@
+"""Training at the scale of the published cohort on a CUDA device, in pieces; what does not fit is extrapolated."""
+
+import os
+import re
+import time
+from pathlib import Path
+
+import cuda_page
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from cohort_scorer import study as study_file
+from cohort_scorer.imaging import training
+from cohort_scorer.imaging.training import Job, Settings
+from cohort_scorer.simulation.study import write_study
+from cohort_scorer.stages import Machine, Silent
+from cohort_scorer.stages.index import index
+from cohort_scorer.stages.link import link
+from cohort_scorer.stages.score import score
+from cohort_scorer.stages.train import train
+from cohort_scorer.stages.validate import validate
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+
+PATIENTS = int(os.environ.get("PATIENTS", "10230"))
+SMALL = {"image_size": "224", "folds": "10", "epochs": "12", "batch_size": "64"}
+LARGE = Settings("resnet50", 0, 30, 32, 1e-4, "cuda")
+LARGE_SIZE, LARGE_EPOCHS = 512, 3
+
+
+def test_every_network_of_the_published_design(tmp_path: Path) -> None:
+    """Ten folds and a refit by three thresholds with the small preset: the whole way, and what it is worth."""
+    file = write_study(tmp_path / "study", n_patients=PATIENTS, seed=2025)
+    text = file.read_text()
+    for key, value in SMALL.items():
+        text = re.sub(rf"^{key} = \d+", f"{key} = {value}", text, flags=re.MULTILINE)
+    file.write_text(text)
+    study, machine, console = study_file.load(file), Machine("cuda", None, os.cpu_count() or 1), Silent()
+    seconds, busy = {}, cuda_page.BusyShare()
+    for step in (index, link, train, score, validate):
+        started = time.perf_counter()
+        if step is train:
+            with busy:
+                step(study, machine, console)
+        else:
+            step(study, machine, console)
+        seconds[step.__name__] = time.perf_counter() - started
+    found = pl.read_csv(study.unprotected / "tables" / "discrimination.csv", infer_schema_length=None)
+    pooled = found.filter(pl.col("fold").is_null() & (pl.col("site") != "all"))
+    curves = pl.read_csv(study.unprotected / "tables" / "training_curves.csv")
+    n = pooled.filter(exposure="cxr", threshold=0, score_origin="oof")["n"][0]
+    epochs = curves.select("network", "epoch").unique().height
+    lines = [
+        f"{torch.cuda.get_device_name()}, {os.cpu_count()} cores, torch {torch.__version__}. SIMULATED patients: "
+        f"{PATIENTS:,}, of whom {n:,} trained the networks; resnet-small at {SMALL['image_size']} pixels, at most "
+        f"{SMALL['epochs']} epochs, batches of {SMALL['batch_size']}, bfloat16; 33 networks, {epochs} epochs in all.",
+        "",
+        "| step | seconds |",
+        "|---|---|",
+        *(f"| {name} | {spent:.0f} |" for name, spent in seconds.items()),
+        "",
+        f"Training: {seconds['train'] / 60 / 11:.2f} minutes per fold (three networks), decoding included; GPU busy "
+        f"{busy.percent():.0f} % of that time.",
+        "",
+        "| scores | exposure | CACS | n | AUC (DeLong) |",
+        "|---|---|---|---|---|",
+    ]
+    for row in pooled.iter_rows(named=True):
+        area = f"{row['auc']:.3f} ({row['lower']:.3f}-{row['upper']:.3f})"
+        place = f"{row['site']}, {row['score_origin']}"
+        lines.append(f"| {place} | {row['exposure']} | {row['threshold']} | {row['n']:,} | {area} |")
+    cuda_page.write("Training: all networks of the small preset", lines)
+    assert len(pooled) == 18
+
+
+def test_one_network_of_the_size_that_is_published(tmp_path: Path) -> None:
+    """A few epochs of one network on noise of the right shape: what an epoch takes does not depend on what is seen."""
+    n = PATIENTS
+    images = np.lib.format.open_memmap(tmp_path / "images.npy", "w+", np.uint16, (n, LARGE_SIZE, LARGE_SIZE))
+    tile = np.random.default_rng(0).integers(0, 65536, (64, LARGE_SIZE, LARGE_SIZE)).astype(np.uint16)
+    for start in range(0, n, 64):
+        images[start : start + 64] = tile[: min(64, n - start)]
+    images.flush()
+    rows, outcome = np.arange(n), (np.arange(n) % 3 == 0)[:, None]
+    held_out, stopping, members = rows[: n // 10], rows[n // 10 : n // 5], rows[n // 5 :]
+    job = Job("one", outcome, members, stopping, held_out, 1, LARGE_EPOCHS)
+    moments: list[float] = []
+    with cuda_page.BusyShare() as busy:
+        training.train_all(
+            [job], tmp_path / "images.npy", tmp_path / "networks", LARGE, 1,
+            lambda n, note="": moments.append(time.perf_counter()) if note else None,
+        )  # fmt: skip
+    epoch = float(np.mean(np.diff(moments)))
+    total = epoch * LARGE.epochs * 33
+    hours, per_fold = total / 3600, epoch * LARGE.epochs * 3 / 60
+    lines = [
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}. One network, {LARGE.backbone} at {LARGE_SIZE} "
+        f"pixels, {len(members):,} images of noise per epoch, batches of {LARGE.batch_size}, bfloat16, a checkpoint "
+        f"each epoch: {epoch:.1f} s per epoch ({len(members) / epoch:.0f} images/s), GPU busy {busy.percent():.0f} %.",
+        "",
+        f"EXTRAPOLATED, not measured: {LARGE.epochs} epochs, none stopped early, make {per_fold:.0f} minutes per fold "
+        f"(three networks) and {hours:.1f} hours for ten folds and the refits.",
+    ]
+    cuda_page.write("Training: one network of the published size", lines)
+    assert epoch > 0
