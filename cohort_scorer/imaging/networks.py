@@ -83,6 +83,7 @@ def build(backbone: str, seed: int, size: int, n_outputs: int = 1) -> nn.Module:
         network = _from_config({**PRESETS[backbone], **positions, "num_channels": 1, "num_labels": n_outputs})
     elif Path(backbone).is_dir():
         network = _taken_over(Path(backbone), n_outputs)
+        _fit_positions(network, size)
     else:
         raise StudyFileError(
             "[train] backbone: no such preset and no such folder.",
@@ -184,7 +185,7 @@ def choose_device(wanted: str) -> torch.device:
         )
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True)
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
@@ -259,6 +260,19 @@ def _taken_over(folder: Path, n_outputs: int) -> nn.Module:
     if lacking or found["unexpected_keys"]:
         raise _unfit(f"lack {len(lacking)} tensors and have {len(found['unexpected_keys'])} others")
     return _normalising(network)
+
+
+def _fit_positions(network: nn.Module, size: int) -> None:
+    """Interpolate a transformer's positions once: each step would take time, and on CUDA no two give the same bits."""
+    whole: Any = network
+    embeddings: Any = getattr(getattr(whole, whole.base_model_prefix), "embeddings", None)
+    if not hasattr(embeddings, "interpolate_pos_encoding") or size < whole.config.patch_size:
+        return
+    patches = torch.zeros(1, (size // whole.config.patch_size) ** 2 + 1, whole.config.hidden_size)
+    with torch.no_grad():
+        fitted = embeddings.interpolate_pos_encoding(patches, size, size)
+    embeddings.position_embeddings = nn.Parameter(fitted.clone())
+    whole.config.image_size = size
 
 
 def _normalisation(folder: Path) -> dict[str, Any]:

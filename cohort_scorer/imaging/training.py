@@ -282,8 +282,8 @@ class _Head(_Trainee):
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True)
-        weight = self.network.weight.detach().double() / torch.from_numpy(self._spread)
-        bias = self.network.bias.detach().double() - weight @ torch.from_numpy(self._mean)
+        weight = self.network.weight.detach().cpu().double() / torch.from_numpy(self._spread)
+        bias = self.network.bias.detach().cpu().double() - weight @ torch.from_numpy(self._mean)
         safetensors.torch.save_file({"weight": weight.float(), "bias": bias.float()}, folder / "head.safetensors")
 
 

@@ -39,6 +39,7 @@ class BusyShare:
 
     def __exit__(self, *_: object) -> None:
         self._process.terminate()
+        self._process.wait()
         self._thread.join()
 
     def percent(self) -> float:
