@@ -238,10 +238,12 @@ class _Trainee(Protocol):
     def fetch(self, rows: NDArray[np.int64]) -> torch.Tensor:
         """The inputs of some rows, on the CPU."""
 
-    def outputs(self, inputs: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+    def outputs(
+        self, network: nn.Module, inputs: torch.Tensor, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
         """Logits (B, K) of inputs on the device, augmented where a generator is given."""
 
-    def save(self, folder: Path) -> None:
+    def save(self, network: nn.Module, folder: Path) -> None:
         """Write the weights."""
 
 
@@ -253,12 +255,14 @@ class _Whole(_Trainee):
     def fetch(self, rows: NDArray[np.int64]) -> torch.Tensor:
         return torch.from_numpy(self._images[rows])
 
-    def outputs(self, inputs: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+    def outputs(
+        self, network: nn.Module, inputs: torch.Tensor, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
         images = inputs.to(torch.float32).div_(65535).unsqueeze(1).contiguous(memory_format=torch.channels_last)
-        return networks.logits(self.network, images if generator is None else _augment(images, generator))
+        return networks.logits(network, images if generator is None else _augment(images, generator))
 
-    def save(self, folder: Path) -> None:
-        networks.save(self.network, folder)
+    def save(self, network: nn.Module, folder: Path) -> None:
+        networks.save(network, folder)
 
 
 class _Head(_Trainee):
@@ -276,14 +280,17 @@ class _Head(_Trainee):
     def fetch(self, rows: NDArray[np.int64]) -> torch.Tensor:
         return torch.from_numpy(((self._features[rows] - self._mean) / self._spread).astype(np.float32))
 
-    def outputs(self, inputs: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-        found: torch.Tensor = self.network(inputs)
+    def outputs(
+        self, network: nn.Module, inputs: torch.Tensor, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        found: torch.Tensor = network(inputs)
         return found
 
-    def save(self, folder: Path) -> None:
+    def save(self, network: nn.Module, folder: Path) -> None:
         folder.mkdir(parents=True)
-        weight = self.network.weight.detach().cpu().double() / torch.from_numpy(self._spread)
-        bias = self.network.bias.detach().cpu().double() - weight @ torch.from_numpy(self._mean)
+        head: Any = network
+        weight = head.weight.detach().cpu().double() / torch.from_numpy(self._spread)
+        bias = head.bias.detach().cpu().double() - weight @ torch.from_numpy(self._mean)
         safetensors.torch.save_file({"weight": weight.float(), "bias": bias.float()}, folder / "head.safetensors")
 
 
@@ -312,7 +319,7 @@ def _train_one(job: Job, data: Path, folder: Path, settings: Settings, advance: 
                 "Use a smaller [train] batch_size or image_size, or a device with more memory.",
             ) from fault
     partial = folder / f".{job.name}-{os.getpid()}"  # a process that outlived an earlier run may still write its own
-    trainee.save(partial)
+    trainee.save(run.kept.cpu(), partial)
     np.save(partial / "held_out.npy", logits)
     told = {"epochs": run.best_epoch, "curve": run.curve}
     (partial / "training.json").write_text(json.dumps(told), encoding="utf-8")
@@ -326,7 +333,15 @@ def _train_one(job: Job, data: Path, folder: Path, settings: Settings, advance: 
 
 
 class _Run:
-    """One network on its way: AdamW, one learning-rate cycle, cross-entropy in which both outcomes weigh the same."""
+    """One network on its way: AdamW, one learning-rate cycle, cross-entropy in which both outcomes weigh the same.
+
+    What is judged, kept and predicted with is the average of the weights over about one epoch (Izmailov P and others,
+    arXiv:1803.05407; Morales-Brotons D and others, arXiv:2411.18704): between two steps at a high learning rate the
+    logits of one network move up and down by more than those of two folds should differ.
+
+    Attributes:
+        kept: The network with the averaged weights of the best epoch, once it is trained.
+    """
 
     def __init__(self, trainee: _Trainee, job: Job, settings: Settings) -> None:
         self._trainee, self._job, self._settings = trainee, job, settings
@@ -343,6 +358,9 @@ class _Run:
         self._schedule = torch.optim.lr_scheduler.OneCycleLR(
             self._optimiser, settings.learning_rate, total_steps=settings.epochs * self._steps
         )
+        averaging = torch.optim.swa_utils.get_ema_multi_avg_fn(1 - 1 / self._steps)  # type: ignore[no-untyped-call]
+        self._averaged = torch.optim.swa_utils.AveragedModel(self._network, multi_avg_fn=averaging, use_buffers=True)
+        self.kept: nn.Module = self._averaged.module
         self._patience = max(_LEAST_PATIENCE, math.ceil(settings.epochs / 3))
         self._best: dict[str, torch.Tensor] = {}
         self.best_epoch = 0
@@ -360,19 +378,18 @@ class _Run:
                 self._write(checkpoint)
             advance(1, self._told())
         advance(self._job.epochs - len(self.curve), "")
-        self._network.load_state_dict(self._best)
-        self._network.eval()
+        self.kept.load_state_dict(self._best)
 
     def predict(self, rows: NDArray[np.int64], exact: bool) -> NDArray[np.float64]:
         """Logits (m, K) of some rows. Batches have one shape, the last is padded, so that order changes nothing."""
         size = self._settings.batch_size
         found = np.empty((len(rows), self._job.outcome.shape[1]))
-        self._network.eval()
+        self.kept.eval()
         with torch.inference_mode(), self._precision(exact):
             for start in range(0, len(rows), size):
                 part = rows[start : start + size]
                 padded = self._trainee.fetch(np.concatenate([part, np.repeat(part[-1:], size - len(part))]))
-                outputs = self._trainee.outputs(padded.to(self._device), None)
+                outputs = self._trainee.outputs(self.kept, padded.to(self._device))
                 found[start : start + len(part)] = outputs[: len(part)].float().cpu().numpy()
         return found
 
@@ -392,7 +409,7 @@ class _Run:
         for mine, inputs in zip(rows, _ahead(self._trainee.fetch, rows), strict=True):
             labels = torch.from_numpy(self._job.outcome[mine].astype(np.float32)).to(self._device)
             with self._precision(exact=False):
-                outputs = self._trainee.outputs(inputs.to(self._device, non_blocking=True), generator)
+                outputs = self._trainee.outputs(self._network, inputs.to(self._device, non_blocking=True), generator)
             losses = nn.functional.binary_cross_entropy_with_logits(
                 outputs.float(), labels, pos_weight=weight, reduction="none"
             ).mean(dim=0)
@@ -400,6 +417,7 @@ class _Run:
             losses.mean().backward()  # type: ignore[no-untyped-call]
             self._optimiser.step()
             self._schedule.step()
+            self._averaged.update_parameters(self._network)
             sums += losses.detach()
         mean: NDArray[np.float64] = (sums / self._steps).cpu().numpy().astype(np.float64)
         return mean
@@ -432,7 +450,7 @@ class _Run:
             better = float(losses.mean()) < min(lowest, default=math.inf)
         self.curve.append(row)
         if better or not self._best:
-            self._best = {name: tensor.detach().cpu().clone() for name, tensor in self._network.state_dict().items()}
+            self._best = {name: tensor.detach().cpu().clone() for name, tensor in self.kept.state_dict().items()}
             self.best_epoch = len(self.curve)
 
     def _told(self) -> str:
@@ -444,7 +462,7 @@ class _Run:
     def _write(self, checkpoint: Path) -> None:
         held = io.BytesIO()
         states: dict[str, Any] = {"network": self._network.state_dict(), "optimiser": self._optimiser.state_dict()}
-        states["schedule"] = self._schedule.state_dict()
+        states |= {"schedule": self._schedule.state_dict(), "averaged": self._averaged.state_dict()}
         torch.save({**states, "best": self._best, "best_epoch": self.best_epoch, "curve": self.curve}, held)
         storage.write_bytes(held.getvalue(), checkpoint)
 
@@ -453,6 +471,7 @@ class _Run:
         self._network.load_state_dict(held["network"])
         self._optimiser.load_state_dict(held["optimiser"])
         self._schedule.load_state_dict(held["schedule"])
+        self._averaged.load_state_dict(held["averaged"])
         self._best = {name: tensor.cpu() for name, tensor in held["best"].items()}
         self.best_epoch, self.curve = held["best_epoch"], held["curve"]
 
