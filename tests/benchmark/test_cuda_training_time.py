@@ -25,7 +25,7 @@ from cohort_scorer.stages.validate import validate
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
 PATIENTS = int(os.environ.get("PATIENTS", "10230"))
-SMALL = {"image_size": "224", "folds": "10", "epochs": "12", "batch_size": "64"}
+SMALL = {"image_size": "224", "folds": "10", "epochs": "8", "batch_size": "128"}
 LARGE = Settings("resnet50", 0, 30, 32, 1e-4, "cuda")
 LARGE_SIZE, LARGE_EPOCHS = 512, 3
 
