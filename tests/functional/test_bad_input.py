@@ -451,7 +451,7 @@ def test_outputs_of_two_bundles_never_mix(image_study_done: Path) -> None:
 
 def test_another_training_never_replaces_a_bundle(image_study_done: Path) -> None:
     before = (image_study_done / "outputs/model/bundle.json").read_bytes()
-    substitute(image_study_done / "study.toml", "^epochs = 1", "epochs = 2")
+    substitute(image_study_done / "study.toml", "^epochs = 2", "epochs = 3")
     told(cli("train", image_study_done), 12, "Another bundle stands")
     assert (image_study_done / "outputs/model/bundle.json").read_bytes() == before
 
