@@ -67,7 +67,7 @@ class Grid:
         """Smooth standard noise with about `cells` bumps a side."""
         rows, columns = self.x.shape
         coarse = rng.standard_normal((cells + 1, cells + 1), dtype=np.float32)
-        return _interpolate(rows, cells) @ coarse @ _interpolate(columns, cells).T
+        return _refine(_refine(coarse, rows).T, columns).T
 
 
 def draw_anatomy(
@@ -300,8 +300,11 @@ def _stripes(phase: Picture, sharpness: int) -> Picture:
     return stripes
 
 
-def _interpolate(points: int, cells: int) -> Picture:
-    """The matrix, shape (points, cells + 1), that interpolates linearly from a coarse to a fine axis."""
-    at = np.linspace(0, cells, points, dtype=np.float32)
-    distance: Picture = np.abs(at[:, None] - np.arange(cells + 1, dtype=np.float32))
-    return np.maximum(1 - distance, 0)
+def _refine(coarse: Picture, points: int) -> Picture:
+    """Interpolates linearly along the first axis, element by element: a matrix product has other bits, and threads, on
+    another machine."""
+    at = np.linspace(0, len(coarse) - 1, points, dtype=np.float32)[:, None]
+    before = np.minimum(at.astype(np.intp), len(coarse) - 2)
+    share = at - before.astype(np.float32)
+    fine: Picture = coarse[before[:, 0]] * (1 - share) + coarse[before[:, 0] + 1] * share
+    return fine
