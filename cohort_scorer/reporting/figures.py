@@ -45,6 +45,7 @@ def draw(tables: Mapping[str, pl.DataFrame], stamps: Sequence[str]) -> dict[str,
 def _figures(tables: Mapping[str, pl.DataFrame]) -> Iterator[tuple[str, Figure]]:
     whole: dict[str, Callable[[pl.DataFrame], Figure | None]] = {
         "attrition": attrition,
+        "training_curves": training_curves,
         "discrimination": discrimination,
         "calibration": calibration,
         "calibration_curve": calibration_curve,
@@ -110,6 +111,32 @@ def _note(axis: Axes, x: float, y: float, height: float, heading: str, lines: Se
     axis.add_patch(Rectangle((x, y - height / 2), 4.2, height, facecolor="white", edgecolor=MUTED, lw=0.8))
     axis.text(x + 0.12, y + height / 2 - 0.1, heading, weight="bold", va="top", fontsize=8.5)
     axis.text(x + 0.12, y + height / 2 - 0.29, "\n".join(lines), va="top", fontsize=8.5, linespacing=1.4)
+
+
+def training_curves(table: pl.DataFrame) -> Figure | None:
+    """Loss of every network by epoch, in training and on the images that chose its epoch, with a dot at that epoch."""
+    if table.is_empty():
+        return None
+    parts = sorted(table.partition_by("threshold", as_dict=True).items())
+    title = "Training: loss by epoch, a line for each network"
+    figure, axes = canvas.panels([wording.threshold(value) for (value,), _ in parts], (2.5, 2.1), title)
+    axes[0].set_ylabel("Loss")
+    for axis, (_, part) in zip(axes, parts, strict=True):
+        for network in part.partition_by("network", maintain_order=True):
+            rows = network.sort("epoch")
+            axis.plot(rows["epoch"], rows["training_loss"], color=MUTED, lw=0.8, alpha=0.6)
+            axis.plot(rows["epoch"], rows["stopping_loss"], color=EXPOSURE_COLOURS["cxr"], lw=0.8, alpha=0.6)
+            kept = rows.filter("kept").with_columns(pl.coalesce("stopping_loss", "training_loss").alias("loss"))
+            axis.plot(kept["epoch"], kept["loss"], color=INK, marker="o", ms=3, lw=0)
+        axis.set(xlabel="Epoch", xlim=(0.5, float(part.select(pl.col("epoch").max()).item()) + 0.5))
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    handles = [
+        Line2D([], [], color=MUTED, lw=1.2, label="training"),
+        Line2D([], [], color=EXPOSURE_COLOURS["cxr"], lw=1.2, label="images that choose the epoch"),
+        Line2D([], [], color=INK, marker="o", ms=4, lw=0, label="epoch kept"),
+    ]
+    _key(figure, handles)
+    return figure
 
 
 def discrimination(table: pl.DataFrame) -> Figure | None:
@@ -401,6 +428,10 @@ def _exposure_key(figure: Figure, table: pl.DataFrame, others: Mapping[str, obje
     ]  # fmt: skip
     for label, dashes in (others or {}).items():
         handles.append(Line2D([], [], color=MUTED, lw=1, ls=dashes, label=label))
+    _key(figure, handles)
+
+
+def _key(figure: Figure, handles: Sequence[Line2D]) -> None:
     width, height = figure.get_size_inches()
     place = (0.04 / width, 1 - 0.55 / height)
     figure.legend(

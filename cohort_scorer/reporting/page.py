@@ -35,6 +35,8 @@ _SECTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 _CAPTIONS = {
     "attrition": "Flow of patients from all considered to those analysed.",
+    "training_curves": "Loss by epoch: of the training images, and of the tenth of them set apart to choose the epoch; "
+    "a dot where the network was kept. Both outcomes weigh the same.",
     "discrimination": "Area under the ROC curve with its interval at each CACS threshold. Dashed: no discrimination.",
     "roc": "ROC curves with pointwise bootstrap bands, and AUCs with intervals. Dashed: no discrimination.",
     "calibration": "Calibration statistics with intervals; dashed: the ideal value.",
@@ -48,7 +50,9 @@ _CAPTIONS = {
     "audit_positivity": "Share of scored patients called positive, with Wilson intervals, by stratum.",
 }
 _DRAWN_FROM = {"kaplan_meier": ("kaplan_meier", "at_risk"), "roc": ("roc", "discrimination")}
-_LINKED = frozenset(("kaplan_meier", "cumulative_incidence", "decision_curve", "roc", "calibration_curve"))
+_LINKED = frozenset(
+    ("kaplan_meier", "cumulative_incidence", "decision_curve", "roc", "calibration_curve", "training_curves")
+)
 """Tables that are data for a figure: named with their CSV, never printed."""
 
 _WIDEST_RECORD = 5

@@ -301,8 +301,8 @@ def _stripes(phase: Picture, sharpness: int) -> Picture:
 
 
 def _refine(coarse: Picture, points: int) -> Picture:
-    """Interpolates linearly along the first axis, element by element: a matrix product has other bits, and threads, on
-    another machine."""
+    """Interpolates linearly along the first axis."""
+    # Element by element: the bits of a matrix product depend on the machine, and its threads meet those of the caller.
     at = np.linspace(0, len(coarse) - 1, points, dtype=np.float32)[:, None]
     before = np.minimum(at.astype(np.intp), len(coarse) - 2)
     share = at - before.astype(np.float32)

@@ -231,7 +231,9 @@ def _fit_logistic(design: Floats, positive: Booleans, offset: Floats) -> _Logist
             break
         if np.abs(move).max() < 1e-9:
             root = np.linalg.solve(triangle, np.linalg.cholesky(np.linalg.inv(information)))
-            return _Logistic(np.linalg.solve(triangle, beta + step), root, np.asarray(expit(eta + move), dtype=np.float64))
+            return _Logistic(
+                np.linalg.solve(triangle, beta + step), root, np.asarray(expit(eta + move), dtype=np.float64)
+            )
         factor = 1.0
         while _loss(eta + factor * move, positive) > loss * (1 + 1e-12) and factor > 1e-3:
             factor /= 2

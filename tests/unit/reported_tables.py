@@ -35,7 +35,8 @@ def reported_tables(
     tables = {
         name: schemas.conform(pl.DataFrame(found, infer_schema_length=None), name) for name, found in rows.items()
     }
-    return {"attrition": _attrition(n), "baseline": _baseline(people), **tables, "audit_coverage": _coverage(people)}
+    first = {"attrition": _attrition(n), "baseline": _baseline(people), "training_curves": _training_curves()}
+    return {**first, **tables, "audit_coverage": _coverage(people)}
 
 
 def _people(n: int, sites: tuple[str, ...], hazards: tuple[float, ...], rng: np.random.Generator) -> pl.DataFrame:
@@ -120,6 +121,17 @@ def _coverage(people: pl.DataFrame) -> pl.DataFrame:
         counts = (eligible, int(eligible * 0.97), scored, scored)
         rows.append(_row(names, stratum, level, *counts, scored / eligible, *_wilson(scored, eligible)))
     return schemas.conform(pl.DataFrame(rows, infer_schema_length=None), "audit_coverage")
+
+
+def _training_curves() -> pl.DataFrame:
+    """Two networks that were kept at their third epoch of four, and the refit on everybody."""
+    names = "network threshold epoch learning_rate training_loss stopping_loss stopping_auc kept"
+    rows = []
+    for threshold, network in itertools.product((0, 100, 400), ("fold0", "fold1", "refit")):
+        for epoch in range(1, 4 if network == "refit" else 5):
+            stopping = (None, None) if network == "refit" else (0.6 + 0.05 * abs(epoch - 3), 0.7 + 0.02 * epoch)
+            rows.append(_row(names, network, threshold, epoch, 0.001, 0.7 - 0.05 * epoch, *stopping, epoch == 3))
+    return schemas.conform(pl.DataFrame(rows, infer_schema_length=None), "training_curves")
 
 
 def _group(part: pl.DataFrame) -> dict[str, list[dict[str, Any]]]:

@@ -12,7 +12,7 @@ from cohort_scorer.reporting.page import Page, render
 
 STAMPS = ("SIMULATED DATA", "NOT DISCLOSURE-CONTROLLED")
 FIGURES = (
-    *("attrition", "discrimination", "roc", "calibration", "calibration_curve", "decision_curve"),
+    *("attrition", "training_curves", "discrimination", "roc", "calibration", "calibration_curve", "decision_curve"),
     *("crosstab-cxr", "crosstab-integrated"),
     *("kaplan_meier", "kaplan_meier-true", "kaplan_meier-cxr", "cox", "discordance-cxr", "audit_positivity"),
 )
