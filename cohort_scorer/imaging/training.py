@@ -39,6 +39,7 @@ _MAXIMUM_GAIN = 0.1
 _WEIGHT_DECAY = 0.01
 _LEAST_PATIENCE = 3
 _FILMS_AT_ONCE = 500
+_STATISTICS_BATCHES = 16
 
 Advance = Callable[[int, str], None]
 """advance(epochs or images done, what the last one gave)"""
@@ -337,7 +338,9 @@ class _Run:
 
     What is judged, kept and predicted with is the average of the weights over about one epoch (Izmailov P and others,
     arXiv:1803.05407; Morales-Brotons D and others, arXiv:2411.18704): between two steps at a high learning rate the
-    logits of one network move up and down by more than those of two folds should differ.
+    logits of one network move up and down by more than those of two folds should differ. The statistics of batch
+    normalisation are taken anew for these weights, as in the first of the two: those kept while training lag behind,
+    and a network judged with them looks worse in the second epoch than in the first, and would be stopped.
 
     Attributes:
         kept: The network with the averaged weights of the best epoch, once it is trained.
@@ -359,8 +362,9 @@ class _Run:
             self._optimiser, settings.learning_rate, total_steps=settings.epochs * self._steps
         )
         averaging = torch.optim.swa_utils.get_ema_multi_avg_fn(1 - 1 / self._steps)  # type: ignore[no-untyped-call]
-        self._averaged = torch.optim.swa_utils.AveragedModel(self._network, multi_avg_fn=averaging, use_buffers=True)
+        self._averaged = torch.optim.swa_utils.AveragedModel(self._network, multi_avg_fn=averaging)
         self.kept: nn.Module = self._averaged.module
+        self._norms = [module for module in self.kept.modules() if isinstance(module, nn.BatchNorm2d)]
         self._patience = max(_LEAST_PATIENCE, math.ceil(settings.epochs / 3))
         self._best: dict[str, torch.Tensor] = {}
         self.best_epoch = 0
@@ -373,6 +377,7 @@ class _Run:
         advance(len(self.curve), "")
         while len(self.curve) < self._job.epochs and len(self.curve) - self.best_epoch < self._patience:
             losses = self._epoch(len(self.curve))
+            self._take_statistics()
             self._judge(losses)
             if isinstance(self._trainee, _Whole):
                 self._write(checkpoint)
@@ -392,6 +397,21 @@ class _Run:
                 outputs = self._trainee.outputs(self.kept, padded.to(self._device))
                 found[start : start + len(part)] = outputs[: len(part)].float().cpu().numpy()
         return found
+
+    def _take_statistics(self) -> None:
+        """Fit batch normalisation to the averaged weights, on members from all over."""
+        if not self._norms:
+            return
+        size, members = self._settings.batch_size, self._job.members
+        places = np.linspace(0, len(members) - 1, size * min(_STATISTICS_BATCHES, len(members) // size or 1))
+        self.kept.eval()
+        for norm in self._norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the plain mean over batches
+            norm.train()
+        with torch.no_grad(), self._precision(exact=False):
+            for part in np.split(members[places.astype(np.int64)], len(places) // size):
+                self._trainee.outputs(self.kept, self._trainee.fetch(part).to(self._device))
 
     def _precision(self, exact: bool) -> torch.autocast:
         return torch.autocast(self._device.type, torch.bfloat16, enabled=self._device.type == "cuda" and not exact)

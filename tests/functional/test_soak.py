@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from studies import COMMAND, copy, wait_for_the_end
+from sklearn.metrics import roc_auc_score
+from studies import COMMAND, cli, copy, substitute, wait_for_the_end
 from test_archive import counts
 from test_truth_recovered import z_values
 
@@ -54,6 +55,39 @@ def test_step_killed_at_random_moments_ends_as_if_it_had_not_been(
     resumed = study / "outputs" / "patient_level"
     for table in ("cohort", "scores"):
         assert pl.read_parquet(resumed / f"{table}.parquet").equals(pl.read_parquet(untouched / f"{table}.parquet"))
+
+
+def test_no_label_leaks_into_out_of_fold_scores(image_study_done: Path, image_study_run: Path) -> None:
+    """Nested stacking on permuted truths; the network fitted on all patients shows what a leak would look like."""
+    study, rng, means = image_study_done, np.random.default_rng(5), []
+    shutil.copytree(image_study_run / "outputs/model/gt0-refit", study.parent / "backbone")
+    substitute(study / "study.toml", "^(folds|epochs) = .*\n", "")
+    nested = 'stacking = "nested"\ntrainable = "head"\nbackbone = "../backbone"\nfolds = 3\nepochs = 60\nlearning_rate = 0.05'
+    substitute(study / "study.toml", r"^\[train\]", f"[train]\n{nested}")
+    path, model = study / "outputs/patient_level/cohort.parquet", study / "outputs/model"
+    cohort = pl.read_parquet(path)
+    truth = ["cacs", "true_category"]
+    for _ in range(20):
+        order = rng.permutation(len(cohort))
+        permuted = cohort.with_columns(cohort[name].gather(order) for name in truth)
+        permuted.write_parquet(path)
+        shutil.rmtree(model)
+        assert cli("train", study, "--workers", "1").code == 0
+        held_out = pl.read_parquet(study / "outputs/patient_level/out_of_fold.parquet").drop_nulls("integrated_gt0")
+        areas = [
+            roc_auc_score(part["true_category"] != "CAC 0", part[f"{exposure}_gt0"])
+            for part in held_out.partition_by("fold")
+            for exposure in ("cxr", "integrated")
+        ]
+        means.append(float(np.mean(areas)))
+    error = np.std(means, ddof=1) / np.sqrt(len(means))
+    assert abs(np.mean(means) - 0.5) < 3 * error
+    assert error < 0.02
+    shutil.rmtree(study / "outputs/patient_level/network_outputs")
+    assert cli("score", study).code == 0
+    outputs = pl.read_parquet(study / "outputs/patient_level/network_outputs/*.parquet")
+    seen = permuted.filter(site="internal").join(outputs, on="image_id")
+    assert roc_auc_score(seen["true_category"] != "CAC 0", seen["logit_gt0-refit"]) > 0.75
 
 
 @pytest.mark.parametrize("seed", range(20))
