@@ -1,5 +1,6 @@
 """What takes longer than `make test` allows: real kills at random moments, and the truth under many seeds."""
 
+import json
 import random
 import shutil
 import signal
@@ -61,9 +62,10 @@ def test_no_label_leaks_into_out_of_fold_scores(image_study_done: Path, image_st
     """Nested stacking on permuted truths; the network fitted on all patients shows what a leak would look like."""
     study, rng, means = image_study_done, np.random.default_rng(5), []
     shutil.copytree(image_study_run / "outputs/model/gt0-refit", study.parent / "backbone")
-    substitute(study / "study.toml", "^(folds|epochs) = .*\n", "")
-    nested = 'stacking = "nested"\ntrainable = "head"\nbackbone = "../backbone"\nfolds = 3\nepochs = 60\nlearning_rate = 0.05'
-    substitute(study / "study.toml", r"^\[train\]", f"[train]\n{nested}")
+    nested = {"stacking": "nested", "trainable": "head", "backbone": "../backbone", "folds": 3, "epochs": 60}
+    lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in (nested | {"learning_rate": 0.05}).items())
+    substitute(study / "study.toml", "^(folds|epochs|learning_rate) = .*\n", "")
+    substitute(study / "study.toml", r"^\[train\]\n", f"[train]\n{lines}")
     path, model = study / "outputs/patient_level/cohort.parquet", study / "outputs/model"
     cohort = pl.read_parquet(path)
     truth = ["cacs", "true_category"]
