@@ -104,6 +104,16 @@ def test_every_design_trains_and_scores_everybody(image_study_done: Path, image_
     assert shares.to_numpy() == pytest.approx(1)
 
 
+def test_bfloat16_moves_probabilities_in_the_third_digit(image_study_done: Path) -> None:
+    before = scores(image_study_done)
+    substitute(image_study_done / "study.toml", r"^\[model\]", '[model]\nprecision = "bfloat16"')
+    told(cli("score", image_study_done), 12, "precision")
+    shutil.rmtree(image_study_done / "outputs/patient_level/network_outputs")
+    assert cli("score", image_study_done).code == 0
+    moved = (scores(image_study_done)["cxr_gt0"] - before["cxr_gt0"]).drop_nulls().abs()
+    assert 0 < moved.max() < 0.01
+
+
 # A bundle and the patients it was trained on
 
 

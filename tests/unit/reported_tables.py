@@ -36,6 +36,7 @@ def reported_tables(
         name: schemas.conform(pl.DataFrame(found, infer_schema_length=None), name) for name, found in rows.items()
     }
     first = {"attrition": _attrition(n), "baseline": _baseline(people), "training_curves": _training_curves()}
+    first["recalibration"] = _recalibration(n)
     return {**first, **tables, "audit_coverage": _coverage(people)}
 
 
@@ -132,6 +133,20 @@ def _training_curves() -> pl.DataFrame:
             stopping = (None, None) if network == "refit" else (0.6 + 0.05 * abs(epoch - 3), 0.7 + 0.02 * epoch)
             rows.append(_row(names, network, threshold, epoch, 0.001, 0.7 - 0.05 * epoch, *stopping, epoch == 3))
     return schemas.conform(pl.DataFrame(rows, infer_schema_length=None), "training_curves")
+
+
+def _recalibration(n: int) -> pl.DataFrame:
+    """At every threshold an intercept is the best update."""
+    names = "exposure threshold update n n_positive intercept slope log_likelihood chosen"
+    rows = [
+        _row(names, model, threshold, update, n, n // 4, intercept, slope, likelihood, update == "intercept")
+        for model, threshold in itertools.product(MODELS, (0, 100, 400))
+        for update, intercept, slope, likelihood in (
+            *(("none", 0.0, 1.0, -310.4), ("intercept", 0.3, 1.0, -305.2)),
+            ("intercept_slope", 0.25, 0.9, -305.9),
+        )
+    ]
+    return schemas.conform(pl.DataFrame(rows, infer_schema_length=None), "recalibration")
 
 
 def _group(part: pl.DataFrame) -> dict[str, list[dict[str, Any]]]:

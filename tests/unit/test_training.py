@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from cohort_scorer.imaging import networks, training
 from cohort_scorer.imaging.training import Job, Settings
@@ -171,6 +172,51 @@ def test_a_head_is_a_weighted_logistic_regression_on_the_features_as_they_are(
     found = training.trained(tmp_path / "n", "one").logits[:, 0]
     assert found == pytest.approx(reference.decision_function(given[:16, :4] / [1, 10, 100, 1]), rel=0.05, abs=0.05)
     assert found == pytest.approx(given[:16] @ head["weight"].numpy()[0] + head["bias"].numpy()[0], abs=1e-3)
+
+
+def test_the_weights_kept_are_the_average_of_those_of_about_an_epoch(
+    tmp_path: Path, features: tuple[Path, np.ndarray]
+) -> None:
+    """Against every step's weights, averaged here in float64 with the share of a step that an epoch has."""
+    path, outcome = features
+    seen: list[np.ndarray] = []
+
+    def remember(optimiser: torch.optim.Optimizer, *_: object) -> None:
+        seen.append(np.concatenate([p.detach().numpy().ravel() for p in optimiser.param_groups[0]["params"]]))
+
+    handle = register_optimizer_step_post_hook(remember)
+    settings = replace(SETTINGS, epochs=3, batch_size=64, learning_rate=0.05)
+    whole = replace(job("one", outcome, stopping=0, held_out=16, epochs=3), stopping=NOBODY)
+    try:
+        training.train_all([whole], path, tmp_path / "n", settings, 1, quiet)
+    finally:
+        handle.remove()
+    steps = 384 // 64
+    assert len(seen) == 3 * steps
+    average = seen[0].astype(np.float64)
+    for weights in seen[1:]:
+        average += (weights - average) / steps
+    members = np.load(path)[16:].astype(np.float64)
+    spread = members.std(axis=0)
+    head = safetensors.torch.load_file(tmp_path / "n" / "one" / "head.safetensors")
+    kept = head["weight"].numpy()[0, :4] * spread[:4]  # of features as they were standardised; the last is constant
+    assert kept == pytest.approx(average[:4], rel=1e-4, abs=1e-6)
+    assert np.abs(kept - seen[-1][:4]).max() > 1e-3
+
+
+def test_batch_normalisation_is_fitted_to_the_weights_that_are_kept(tmp_path: Path, images: Path) -> None:
+    whole = replace(job("one", OUTCOME, epochs=2), stopping=NOBODY)
+    training.train_all([whole], images, tmp_path / "n", SETTINGS, 1, quiet)
+    network = networks.load(tmp_path / "n" / "one")
+    norm = next(module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d))
+    inputs: list[torch.Tensor] = []
+    norm.register_forward_hook(lambda _, given, __: inputs.append(given[0]))
+    pixels = torch.from_numpy(np.load(images)[whole.members].astype(np.float32) / 65535).unsqueeze(1)
+    with torch.inference_mode():
+        for part in pixels.split(SETTINGS.batch_size):
+            networks.logits(network, part)
+    assert norm.running_mean is not None
+    assert norm.running_mean.numpy() == pytest.approx(torch.cat(inputs).mean(dim=(0, 2, 3)).numpy(), rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
