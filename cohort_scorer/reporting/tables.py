@@ -264,4 +264,5 @@ _SPECIAL: dict[str, Callable[[Any], str]] = {
     "p_holm": p_value,
     "model": wording.model,
     "fold": lambda fold: fold or "pooled",
+    "chosen": lambda chosen: "yes" if chosen else "no",
 }

@@ -13,6 +13,7 @@ _OTHERS = {
     "observed_expected": "Observed : expected",
     "intercept": "Intercept",
     "slope": "Slope",
+    "intercept_slope": "Intercept and slope",
     "ici": "Integrated calibration index",
     "kappa_linear": "Kappa, linear weights",
     "kappa_quadratic": "Kappa, quadratic weights",
