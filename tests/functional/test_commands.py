@@ -131,6 +131,7 @@ def test_run_makes_every_table_of_its_steps(image_study_run: Path) -> None:
         "bundle.json",
         "cut_grid.parquet",
         "familiarity.safetensors",
+        "training_curves.parquet",
         "training_patients.parquet",
         "MODEL_CARD.md",
     }
