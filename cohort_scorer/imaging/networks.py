@@ -247,6 +247,7 @@ def _taken_over(folder: Path, n_outputs: int) -> nn.Module:
     made = _settings({**_config(folder), **_normalisation(folder), "num_labels": n_outputs})
     kind = transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(made)]
     transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()  # the missing head is looked at below
     try:
         weights = {
             name: tensor.to(torch.float32)
