@@ -11,7 +11,7 @@ demo: $(INSTALLED)
 	$(VENV)/bin/cohort-scorer demo demo
 
 test: $(INSTALLED)
-	$(PYTHON) -m pytest -m "not soak"
+	$(PYTHON) -m pytest -m "not soak" --numprocesses 2 --dist loadfile
 
 check: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .
