@@ -242,7 +242,8 @@ def _train_networks(
     finished.mkdir(exist_ok=True)
     data = scratch / "images.npy"
     if section.trainable == "head":
-        with storage.alone(scratch / ".features.lock"), console.progress("Features of the backbone", len(people)) as on:
+        n_images = len(np.load(data, mmap_mode="r"))  # those that cannot be read have their places at the end
+        with storage.alone(scratch / ".features.lock"), console.progress("Features of the backbone", n_images) as on:
             data = training.embed(data, scratch, settings, machine.workers, on)
     planned = _planned(section)
     # A network that leaves two folds out belongs to the smaller.

@@ -1,6 +1,7 @@
 """Designs, folds trained apart, recalibration, and bundles that meet their own training patients again."""
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -95,6 +96,9 @@ def test_every_design_trains_and_scores_everybody(image_study_done: Path, image_
     for verb in ("train", "score"):
         answer = cli(verb, study, "--workers", "1")
         assert answer.code == 0, answer.stderr
+        counted = re.findall(r": ([\d,]+) of ([\d,]+) in ", answer.stderr)
+        assert counted
+        assert all(done == total for done, total in counted)
     found, before = scores(study), scores(image_study_run)
     same_numbers(found.filter(score_origin="oof"), out_of_fold(study))
     for name in ("image_id", "score_origin", "score_status"):
