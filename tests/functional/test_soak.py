@@ -37,13 +37,13 @@ def test_step_killed_at_random_moments_ends_as_if_it_had_not_been(
     image_study_run: Path, tmp_path: Path, verb: str
 ) -> None:
     study = copy(image_study_run, tmp_path / "study")
+    key = image_study_run / "outputs/patient_level/training.key"
+    (study / "outputs/patient_level").mkdir(parents=True)
+    shutil.copy(key, study / "outputs/patient_level")  # before training: the hashes of its patients depend on it
     for earlier in ("index", "link", "train", "score"):
         if earlier == verb:
             break
         subprocess.run([*COMMAND, earlier, str(study), "--quiet"], check=True, stdout=subprocess.DEVNULL)
-    key = image_study_run / "outputs/patient_level/training.key"
-    (study / "outputs/patient_level").mkdir(parents=True, exist_ok=True)
-    shutil.copy(key, study / "outputs/patient_level")  # the hashes of the bundle's patients depend on it
     moments = random.Random(7)
     for _ in range(KILLS):
         kill_after(moments.uniform(0.5, 14), verb, study)
