@@ -11,8 +11,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
+from cohort_scorer import workers
 from cohort_scorer.errors import MachineError
-from cohort_scorer.imaging import header, pictures, workers
+from cohort_scorer.imaging import header, pictures
 from cohort_scorer.imaging.refusal import Refused
 
 Outcome = tuple[dict[str, Any] | None, str, str]

@@ -28,9 +28,9 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from cohort_scorer import storage
+from cohort_scorer import workers as processes
 from cohort_scorer.errors import ConvergenceError, MachineError
 from cohort_scorer.imaging import networks
-from cohort_scorer.imaging import workers as processes
 
 _MAXIMUM_ROTATION = 0.07
 _MAXIMUM_SHIFT = 0.06

@@ -4,7 +4,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 from scipy.special import ndtr
 
+from cohort_scorer import workers
 from cohort_scorer.errors import MachineError
 from cohort_scorer.simulation import films as film_files
 from cohort_scorer.simulation.films import Film
@@ -37,6 +38,13 @@ from cohort_scorer.simulation.patients import (
 CXR_CORRELATION = 0.50
 SHARED_NOISE = 0.7  # correlation of the noise of two thresholds: outputs sometimes contradict each other
 THRESHOLD_NAMES = ("gt0", "ge100", "ge400")
+
+_PATIENTS_AT_ONCE = 50
+_KILLED = MachineError(
+    "A process that wrote films was killed; the simulated archive is not whole.",
+    "Expected memory for a few films in each process; found too little, perhaps.",
+    "Remove the folder and run the same command again.",
+)
 
 _STUDY = """\
 # A simulated study: every patient, film and event in it is made up. truth.json tells the model behind it.
@@ -153,16 +161,29 @@ def _write_archive(
     seed: np.random.SeedSequence,
     advance: Callable[[int], None],
 ) -> None:
-    """Writes all films in threads: drawing and encoding spend their time outside the interpreter lock."""
+    """Writes all films, in processes where there are many: threads mostly wait for one another."""
     archive.mkdir()
     seeds = seed.spawn(len(patients))
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        futures = [
-            pool.submit(film_files.write_films, archive, patients, i, plan, seeds[i]) for i, plan in enumerate(plans)
-        ]
-        for future in as_completed(futures):
-            future.result()
-            advance(1)
+    size = min(_PATIENTS_AT_ONCE, len(patients))
+    parts = [range(start, min(start + size, len(patients))) for start in range(0, len(patients), size)]
+    n_workers = min(os.cpu_count() or 1, len(parts))
+    tasks = [(archive, patients, i, [plans[j] for j in i], [seeds[j] for j in i]) for i in parts]
+    if n_workers == 1:
+        for task in tasks:
+            advance(_write_films(*task))
+        return
+    with workers.pool(n_workers, _KILLED) as submit:
+        for future in as_completed([submit(_write_films, *task) for task in tasks]):
+            advance(future.result())
+
+
+def _write_films(
+    archive: Path, patients: Patients, some: range, plans: list[list[Film]], seeds: list[np.random.SeedSequence]
+) -> int:
+    """The films of some patients, whose number is returned."""
+    for i, plan, seed in zip(some, plans, seeds, strict=True):
+        film_files.write_films(archive, patients, i, plan, seed)
+    return len(some)
 
 
 def _cacs(patients: Patients) -> pl.DataFrame:

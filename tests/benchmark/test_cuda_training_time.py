@@ -28,7 +28,7 @@ from cohort_scorer.study import Study
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
 PATIENTS = int(os.environ.get("PATIENTS", "10230"))
-SMALL = {"image_size": "224", "folds": "10", "epochs": "8", "batch_size": "128"}
+SMALL = {"image_size": "224", "folds": "10", "epochs": "6", "batch_size": "128"}
 SMALL_TITLE = "Training: all networks of the small preset"
 LARGE = Settings("resnet50", 0, 30, 32, 1e-4, "cuda")
 LARGE_SIZE, LARGE_EPOCHS, LARGE_FILMS = 512, 3, 2048

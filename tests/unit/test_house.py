@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "cohort_scorer"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 WINGS = ("imaging", "prediction", "cohort", "statistics", "reporting", "simulation")
-FOUNDATION = ("storage", "provenance", "schemas", "study", "errors")
+FOUNDATION = ("storage", "provenance", "schemas", "study", "workers", "errors")
 
 
 def imports(path: Path) -> Iterator[str]:

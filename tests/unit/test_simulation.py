@@ -64,10 +64,10 @@ def is_film(header: Dataset) -> bool:
 
 
 def test_the_seed_alone_decides_every_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_study(tmp_path / "many", n_patients=8, seed=4)
+    write_study(tmp_path / "many", n_patients=120, seed=4)
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    write_study(tmp_path / "one", n_patients=8, seed=4)
-    write_study(tmp_path / "other", n_patients=8, seed=5)
+    write_study(tmp_path / "one", n_patients=120, seed=4)
+    write_study(tmp_path / "other", n_patients=120, seed=5)
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
     assert contents(tmp_path / "many")["tables/cacs.csv"] != contents(tmp_path / "other")["tables/cacs.csv"]
 

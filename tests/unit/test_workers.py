@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from cohort_scorer import workers
 from cohort_scorer.errors import MachineError
-from cohort_scorer.imaging import workers
 
 KILLED = MachineError("A child was killed.", "Expected none to be.", "Do it again.")
 # A parent with two children, one of which has nothing to do: it says who they are, and waits.
 PARENT = """
 import multiprocessing, time
 from cohort_scorer.errors import MachineError
-from cohort_scorer.imaging import workers
+from cohort_scorer import workers
 if __name__ == "__main__":
     with workers.pool(2, MachineError("", "", "")) as submit:
         submit(abs, -1).result()
