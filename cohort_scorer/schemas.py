@@ -15,11 +15,9 @@ from typing import Any
 
 import polars as pl
 
-from cohort_scorer import storage
+from cohort_scorer import storage, table_map
 from cohort_scorer.errors import InputTableError
-
-MISSING = ("", "NA", "N/A", "NaN", "NULL", ".")
-"""What R, Stata, SAS, pandas and SQL write where a value is missing."""
+from cohort_scorer.table_map import MISSING, TableMap
 
 _TYPES: dict[str, pl.DataType] = {
     "string": pl.String(),
@@ -95,13 +93,19 @@ def conform(frame: pl.DataFrame, name: str) -> pl.DataFrame:
     return frame.select(*typed, *others)
 
 
-def check(frame: pl.DataFrame, name: str, table: str) -> Checked:
+def units(name: str) -> dict[str, str]:
+    """The unit of the columns of a table that have one."""
+    return {field["name"]: field["unit"] for field in load(name)["fields"] if "unit" in field}
+
+
+def check(frame: pl.DataFrame, name: str, table: str, rows: pl.Series | None = None) -> Checked:
     """Hold a table against its schema.
 
     Args:
         frame: Text columns (from CSV) or typed ones (from Parquet).
         name: The schema's name.
         table: What messages call the table, for example `cacs.csv`.
+        rows: The row of the file that each row comes from, where a map has made others of them.
 
     Raises:
         InputTableError: a required column is absent.
@@ -130,22 +134,26 @@ def check(frame: pl.DataFrame, name: str, table: str) -> Checked:
     accepted = accepted.filter(~pl.any_horizontal(pl.lit(False), *(fault for _, _, fault in found)))
     for keys in schema.get("uniqueKeys", []):
         accepted = accepted.unique(subset=keys, keep="first", maintain_order=True)
-    return Checked(accepted, _refused(frame, found, table))
+    return Checked(accepted, _refused(frame, found, table, rows))
 
 
-def read(path: Path, name: str, faulty_rows: str, patient_level: Path) -> pl.DataFrame:
-    """Read an input table and hold it against its schema.
+def read(path: Path, name: str, faulty_rows: str, patient_level: Path, given: TableMap | None = None) -> pl.DataFrame:
+    """Read an input table and hold it, or what its map makes of it, against its schema.
 
     Args:
         path: The .csv or .parquet file.
         name: The schema's name.
         faulty_rows: `stop` raises on the first refused row; `drop` goes on without them.
         patient_level: The folder that receives refused_<name>.parquet, with every refused row, its column and rule.
+        given: Its map, where the study file has one.
 
     Raises:
         InputTableError: the table cannot be read, lacks a column, or has refused rows under `stop`.
     """
-    checked = check(storage.read_table(path), name, path.name)
+    frame, rows = storage.read_table(path), None
+    if given:
+        frame, rows = table_map.apply(frame, given, units(name), path.name)
+    checked = check(frame, name, path.name, rows)
     kept = patient_level / f"refused_{name}.parquet"
     if checked.refused.is_empty():
         kept.unlink(missing_ok=True)
@@ -281,11 +289,15 @@ def _inferred(series: pl.Series) -> pl.Series:
     return series
 
 
-def _refused(frame: pl.DataFrame, faults: list[tuple[str, str, pl.Series]], table: str) -> pl.DataFrame:
+def _refused(
+    frame: pl.DataFrame, faults: list[tuple[str, str, pl.Series]], table: str, numbers: pl.Series | None
+) -> pl.DataFrame:
     plain = [
         name for name, dtype in frame.schema.items() if not dtype.is_nested() and dtype not in (pl.Binary, pl.Object)
     ]
     rows = frame.select(pl.col(plain).cast(pl.String).name.prefix("value_")).with_row_index("row", offset=1)
+    if numbers is not None:
+        rows = rows.with_columns(numbers.alias("row"))
     found = [
         rows.filter(fault).select(
             pl.lit(table).alias("table"),

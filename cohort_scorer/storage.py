@@ -3,10 +3,12 @@
 Knows no schema and no study.
 """
 
+import gzip
 import os
 import re
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -24,26 +26,27 @@ _START_SECONDS = 10  # that a job waits for others that start beside it
 
 
 def read_table(path: Path) -> pl.DataFrame:
-    """Read a .csv (every column as text, outer spaces kept) or a .parquet (its own types).
+    """Read a .csv (every column as text, outer spaces kept), or a .parquet or .dta (their own types).
 
-    Comma, semicolon and tab are recognised from the header line; a byte order mark is allowed. Column names lose outer
-    spaces; columns without a name (row numbers, trailing separators of a spreadsheet) are left out.
+    A .csv may be compressed (.csv.gz). Of a .dta the codes are read, not their labels. Comma, semicolon and tab are
+    recognised from the header line; a byte order mark is allowed. Column names lose outer spaces; columns without a
+    name (row numbers, trailing separators of a spreadsheet) are left out.
 
     Raises:
         InputTableError: the file is absent, empty, not UTF-8, not a table, or names two columns alike.
     """
     name = path.name
-    kind = path.suffix.lower()
-    if kind not in (".csv", ".parquet"):
+    kind = path.with_suffix("").suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
+    if kind not in (".csv", ".parquet", ".dta"):
         raise InputTableError(
             f"{name}: the table has the ending {path.suffix or '(none)'}.",
-            "Expected .csv or .parquet.",
+            "Expected .csv, .parquet or .dta.",
             "Save the table in one of these formats.",
         )
     if not path.is_file():
         raise InputTableError(
             f"{name}: the table does not exist.",
-            "Expected a .csv or .parquet file where study.toml says it is; found none.",
+            "Expected a .csv, .parquet or .dta file where study.toml says it is; found none.",
             "Correct its path under [tables] or [archive] listing, or put the file there.",
         )
     if kind == ".parquet":
@@ -51,12 +54,31 @@ def read_table(path: Path) -> pl.DataFrame:
             return pl.read_parquet(path)
         except pl.exceptions.PolarsError as fault:
             raise _unreadable(name, "a Parquet file; found something else") from fault
-    return _plainly_named(_read_csv(path), name)
+    return _plainly_named(_read_dta(path) if kind == ".dta" else _read_csv(path), name)
+
+
+def _read_dta(path: Path) -> pl.DataFrame:
+    try:
+        import pyreadstat
+    except ModuleNotFoundError as fault:
+        raise MachineError(
+            f"{path.name}: tables of Stata need the package pyreadstat, which is not installed.",
+            "Expected the extra `stata` of cohort-scorer; found the tool without it.",
+            "Install cohort-scorer[stata], or export the table as CSV (UTF-8) or Parquet.",
+        ) from fault
+    try:
+        frame, _ = pyreadstat.read_dta(path, output_format="polars")
+    except pyreadstat.ReadstatError as fault:
+        raise _unreadable(path.name, "a .dta file of Stata; found something else") from fault
+    return frame
 
 
 def _read_csv(path: Path) -> pl.DataFrame:
-    with path.open("rb") as file:
-        header = file.readline().removeprefix(b"\xef\xbb\xbf")
+    try:
+        with _opened(path) as file:
+            header = file.readline().removeprefix(b"\xef\xbb\xbf")
+    except (gzip.BadGzipFile, EOFError, zlib.error) as fault:
+        raise _unreadable(path.name, "a whole gzip file; found something else") from fault
     if not header.strip():
         raise InputTableError(
             f"{path.name}: the table is empty.", "Expected a header line; found none.", "Export the table again."
@@ -70,15 +92,20 @@ def _read_csv(path: Path) -> pl.DataFrame:
         return pl.read_csv(path, separator=separator, infer_schema=False, encoding="utf8", eol_char=line_end)
     except pl.exceptions.NoDataError:
         return pl.read_csv(path, separator=separator, infer_schema=False, raise_if_empty=False)
-    except (UnicodeDecodeError, pl.exceptions.PolarsError) as fault:
+    except (UnicodeDecodeError, pl.exceptions.PolarsError, OSError) as fault:
         found = "rows with more cells than the header" if _is_utf8(path) else "another encoding"
         raise _unreadable(path.name, f"UTF-8 text with one header line and its columns; found {found}") from fault
 
 
+def _opened(path: Path) -> IO[bytes] | gzip.GzipFile:
+    return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")
+
+
 def _is_utf8(path: Path) -> bool:
     try:
-        path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
+        with _opened(path) as file:
+            file.read().decode()
+    except (UnicodeDecodeError, OSError, EOFError, zlib.error):
         return False
     return True
 

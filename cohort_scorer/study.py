@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
+import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
+from cohort_scorer import schemas
 from cohort_scorer.errors import StudyFileError
+from cohort_scorer.table_map import UNITS, TableMap
 
 THRESHOLDS = (0, 100, 400)
 """Agatston units; the three models answer CACS > 0, >= 100 and >= 400 (Hong et al., JCCT 2025)."""
@@ -16,6 +19,8 @@ THRESHOLDS = (0, 100, 400)
 _FILE = "\0file"  # Not a key that a study file can have.
 CATEGORY_RULE = r"prevalence|youden|argmax|(sensitivity|specificity):0?\.\d+"
 CATEGORY_RULES = "prevalence, youden, argmax, sensitivity:0.90, specificity:0.90 or three numbers between 0 and 1"
+_MAPPED = ("listing", "cacs", "clinical", "follow_up", "events", "diagnoses", "scores")
+COMPONENTS = "mace3, mace4, mace5 or all_cause_death"
 Probability = Annotated[float, Field(gt=0, lt=1)]
 Covariate = Literal["age_years", "sex", "bmi"]
 
@@ -54,8 +59,42 @@ class TablesSection(_Section):
     clinical: str = ""
     follow_up: str = ""
     events: str = ""
+    diagnoses: str = ""
     scores: str = ""
     faulty_rows: Literal["stop", "drop"] = "stop"
+    map: dict[str, TableMap] = {}
+
+    @field_validator("map")
+    @classmethod
+    def _fits_the_schemas(cls, maps: dict[str, TableMap]) -> dict[str, TableMap]:
+        """What no table could make right: columns that the schema does not have, units that are none of the column."""
+        for name, given in maps.items():
+            if name not in _MAPPED:
+                raise ValueError(f"expected the map of {', '.join(_MAPPED)}, not of {name}")
+            known, units = schemas.columns(name), schemas.units(name)
+            if given.wide and name != "events":
+                raise ValueError(f"expected wide for events alone, not for {name}")
+            for column, source in given.columns.items():
+                if column not in known and name != "clinical":
+                    nearest = difflib.get_close_matches(column, known, n=1)
+                    hint = f", did you mean {nearest[0]}?" if nearest else f"; known: {', '.join(known)}"
+                    raise ValueError(f"{name} has no column {column}{hint}")
+                if source.unit and source.unit not in UNITS.get(units.get(column, ""), {}):
+                    possible = ", ".join(UNITS.get(units.get(column, ""), {})) or "none but its own"
+                    raise ValueError(f"expected a unit of {name}.{column}: {possible}")
+                if source.latest and known.get(column) != pl.Date():
+                    raise ValueError(f"expected latest for a date, not for {name}.{column}")
+                if source.where:
+                    raise ValueError(f"expected where under wide alone, not for {name}.{column}")
+        return maps
+
+
+class CodeList(_Section):
+    """[codes]: which diagnoses are an event, named like one."""
+
+    prefixes: Annotated[list[Annotated[str, Field(pattern=r"[A-Za-z0-9]")]], Field(min_length=1)]
+    maximum_position: Annotated[int, Field(ge=1)] | None = None
+    system: str = ""
 
 
 class CohortSection(_Section):
@@ -107,7 +146,7 @@ class OutcomeSection(_Section):
     """[outcome]: what counts as an event, and from when."""
 
     name: str = "MACE"
-    components: Annotated[list[str], Field(min_length=1)]
+    components: Annotated[list[str], Field(min_length=1)] | Literal["mace3", "mace4", "mace5", "all_cause_death"]
     competing: list[str] = []
     terminal: list[str] | None = None
     blanking_days: dict[str, Annotated[int, Field(ge=0)]] = {}
@@ -151,6 +190,7 @@ class Study(_Section):
     study: StudySection
     archive: ArchiveSection | None = None
     tables: TablesSection = TablesSection()
+    codes: dict[str, CodeList] = {}
     cohort: CohortSection | None = None
     model: ModelSection | None = None
     train: TrainSection | None = None
@@ -226,6 +266,8 @@ class Study(_Section):
                 for key in type(held).model_fields:
                     origin = "declared" if key in held.model_fields_set else "default"
                     yield section, key, getattr(held, key), origin
+        for name, codes in self.codes.items():
+            yield "codes", name, codes.model_dump(), "declared"
 
 
 def load(path: Path) -> Study:
@@ -279,6 +321,8 @@ def _describe(error: Any) -> str:
         nearest = difflib.get_close_matches(location[-1], known, n=1)
         hint = f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(known)}"
         return f"{place} is unknown, {hint}"
+    if place == "[outcome] components":
+        return f"{place}: expected a list of event types, or {COMPONENTS}"
     if place == "[model] category_rule":
         return f"{place}: expected {CATEGORY_RULES}"
     if error["type"] == "missing":

@@ -12,6 +12,14 @@ import polars as pl
 from cohort_scorer.cohort.eligibility import DAYS_PER_YEAR, Attrition, age_years
 
 EVENT, COMPETING, CENSORED = 1, 2, 0
+_MACE3 = ("cardiovascular_death", "myocardial_infarction", "stroke")
+PRESETS = {
+    "mace3": _MACE3,
+    "mace4": (*_MACE3, "unstable_angina"),
+    "mace5": (*_MACE3, "unstable_angina", "heart_failure"),
+}
+"""Composite outcomes by name, as Bosco E and others, BMC Med Res Methodol 2021;21:241 tell them. Other papers mean
+other composites by the same names: what counted is written out in the report."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,13 @@ class Rules:
     blanking_days: Mapping[str, int]
     exclude_prior: bool
     landmark_days: int
+
+
+def components(named: Sequence[str] | str, types: Sequence[str]) -> Sequence[str]:
+    """The event types of an outcome: as listed, of a preset, or, for `all_cause_death`, all that contain `death`."""
+    if named == "all_cause_death":
+        return [name for name in types if "death" in name.lower()]
+    return PRESETS[named] if isinstance(named, str) else named
 
 
 @dataclass(frozen=True)

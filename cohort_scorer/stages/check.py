@@ -91,7 +91,9 @@ def _archive(study: Study, found: Findings) -> None:
     try:
         if study.archive.listing:
             path = study.folder / study.archive.listing
-            listing = schemas.read(path, "listing", study.tables.faulty_rows, study.patient_level)
+            listing = schemas.read(
+                path, "listing", study.tables.faulty_rows, study.patient_level, study.tables.map.get("listing")
+            )
             found.plan.append(f"listing: {len(listing):,} files")
         if study.archive.index:
             found.plan.append(f"index of another study: {len(inputs.index(study)):,} files")

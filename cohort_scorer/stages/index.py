@@ -27,7 +27,9 @@ def index(study: Study, machine: Machine, console: Console) -> Path:
     listing = None
     if section.listing:
         path = study.folder / section.listing
-        listing = schemas.read(path, "listing", study.tables.faulty_rows, study.patient_level)
+        listing = schemas.read(
+            path, "listing", study.tables.faulty_rows, study.patient_level, study.tables.map.get("listing")
+        )
         step.read(path, section.listing)
     rules = archive.Rules(
         tuple(section.modalities), tuple(section.body_parts), tuple(section.views), section.unknown_view

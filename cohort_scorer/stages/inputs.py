@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from cohort_scorer import provenance, schemas, storage
-from cohort_scorer.cohort import identifiers
+from cohort_scorer.cohort import diagnoses, identifiers
 from cohort_scorer.errors import BundleError, EmptyCohortError, InputTableError, MachineError, StudyFileError
 from cohort_scorer.prediction import scores as predicted
 from cohort_scorer.prediction.integration import passes_thresholds
@@ -33,19 +33,28 @@ def categories() -> tuple[str, ...]:
 
 
 def table(study: Study, step: Step, name: str) -> pl.DataFrame | None:
-    """An input table of [tables], checked against its schema, or None where the study has none.
+    """An input table of [tables], mapped and checked against its schema, or None where the study has none.
 
-    Rows dropped under faulty_rows = "drop" are counted in the step's fact `rows_dropped`.
+    Events are those of the events table and those that [codes] makes of the diagnoses. Rows dropped under
+    faulty_rows = "drop" are counted in the step's fact `rows_dropped`.
 
     Raises:
         InputTableError: as `schemas.read`; no row; an extra column with a name that the tool gives; or a year of 2100
             or later without dates_shifted_per_subject.
+        StudyFileError: [codes] does not fit the tables.
     """
+    given = _given(study, step, name)
+    if name != "events" or not study.codes:
+        return given
+    return _with_coded_events(study, step, given)
+
+
+def _given(study: Study, step: Step, name: str) -> pl.DataFrame | None:
     given: str = getattr(study.tables, name)
     if not given:
         return None
     path = study.folder / given
-    frame = schemas.read(path, name, study.tables.faulty_rows, study.patient_level)
+    frame = schemas.read(path, name, study.tables.faulty_rows, study.patient_level, study.tables.map.get(name))
     step.read(path, given)
     n_dropped = schemas.count_refused(name, study.patient_level)
     if n_dropped:
@@ -67,6 +76,33 @@ def table(study: Study, step: Step, name: str) -> pl.DataFrame | None:
             "Correct the extract, or set dates_shifted_per_subject = true.",
         )
     return frame
+
+
+def _with_coded_events(study: Study, step: Step, events: pl.DataFrame | None) -> pl.DataFrame:
+    found = _given(study, step, "diagnoses")
+    if found is None:
+        raise StudyFileError(
+            f"{study.file.name}: [codes] stands without [tables] diagnoses.",
+            "Expected the table of diagnoses that the code lists are for; found none.",
+            'Add diagnoses = "tables/diagnoses.csv" under [tables], or take [codes] out.',
+        )
+    if events is not None and (twice := sorted(set(study.codes) & set(events["event_type"].unique()))):
+        raise StudyFileError(
+            f"{study.file.name}: [codes] names {', '.join(twice)}, which the events table holds already.",
+            "Expected every event type from one source; found two.",
+            "Name the list otherwise; [outcome] components can hold both.",
+        )
+    systems = found["system"].drop_nulls().n_unique()
+    unclear = [name for name, given in study.codes.items() if not given.system]
+    if systems > 1 and unclear:
+        raise StudyFileError(
+            f"{study.file.name}: {len(unclear)} of {len(study.codes)} lists of [codes] name no code system.",
+            f"Expected system = ..., since diagnoses holds {systems} systems, where one code has several meanings.",
+            "Add system to each list.",
+        )
+    coded, told = diagnoses.events(found, study.codes)
+    step.facts["codes"] = told
+    return coded if events is None else pl.concat([events, coded], how="diagonal")
 
 
 def _refuse_reserved_names(frame: pl.DataFrame, name: str, table: str) -> None:

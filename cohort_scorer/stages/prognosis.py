@@ -57,7 +57,7 @@ def prognosis(study: Study, machine: Machine, console: Console) -> Path:
     if not n_events:
         raise EmptyCohortError(
             f"Nobody compared had an event: {len(people):,} in the analysis set, {len(compared):,} with everything.",
-            f"Expected events of {', '.join(section.components)} after t0; found 0.",
+            f"Expected events of {', '.join(rules.components)} after t0; found 0.",
             "Look at attrition.csv, [outcome] components, blanking_days and the dates of events.",
         )
     longest = float(compared["time_days"].to_numpy().max()) / kaplan_meier.DAYS_PER_YEAR
@@ -82,6 +82,7 @@ def prognosis(study: Study, machine: Machine, console: Console) -> Path:
         "n_in_common": len(compared),
         "n_events": n_events,
         "n_competing": compared.filter(pl.col("status") == follow_up.COMPETING).height,
+        "components": list(rules.components),
         "n_blanked_events": found.n_blanked,
         "n_events_after_last_contact": found.n_after_last_contact,
         "median_follow_up_days": kaplan_meier.reverse_kaplan_meier_median(
@@ -114,8 +115,18 @@ def event_rules(study: Study, events: pl.DataFrame) -> follow_up.Rules:
     """
     section = study.require("outcome")
     types = events["event_type"].unique().sort().to_list()
-    for key in ("components", "competing", "terminal", "blanking_days"):
-        for name in getattr(section, key) or ():
+    components = follow_up.components(section.components, types)
+    if not components:
+        raise StudyFileError(
+            f"{study.file.name}: [outcome] components is all_cause_death, and no event is a death.",
+            f"Expected an event_type that contains death; found {inputs.spoken(types)}.",
+            "Name the event types in [outcome] components.",
+        )
+    named_for = {"components": components} | {
+        key: getattr(section, key) or () for key in ("competing", "terminal", "blanking_days")
+    }
+    for key, names in named_for.items():
+        for name in names:
             if name not in types:
                 nearest = difflib.get_close_matches(name, types, n=1)
                 raise StudyFileError(
@@ -123,19 +134,19 @@ def event_rules(study: Study, events: pl.DataFrame) -> follow_up.Rules:
                     f"Expected an event_type of that table; found {inputs.spoken(types)}.",
                     f"Did you mean {nearest[0]}?" if nearest else f"Correct [outcome] {key}.",
                 )
-    twice = sorted(set(section.components) & {*section.competing, *(section.terminal or ())})
+    twice = sorted(set(components) & {*section.competing, *(section.terminal or ())})
     if twice:
         raise StudyFileError(
             f"{study.file.name}: [outcome] names {', '.join(twice)} as a component and as competing or terminal.",
             "Expected one role for every event type; found two.",
             "Name it once.",
         )
-    named = {*section.components, *section.competing}
+    named = {*components, *section.competing}
     terminal = section.terminal
     if terminal is None:
         terminal = [name for name in types if "death" in name.lower() and name not in named]
     return follow_up.Rules(
-        section.components,
+        components,
         section.competing,
         terminal,
         section.blanking_days,
