@@ -310,6 +310,10 @@ def _toml(file: Path) -> dict[str, Any]:
 
 def _place(error: Any) -> str:
     section, *keys = (str(part) for part in error["loc"])
+    if keys and section == "codes":
+        section, keys = f"codes.{keys[0]}", keys[1:]
+    if len(keys) > 1 and keys[0] == "map":
+        section, keys = f"tables.map.{keys[1]}", [key for key in keys[2:] if key != "columns"]
     return f"[{section}]" + "".join(f" {key}" for key in keys[:1])
 
 
@@ -320,13 +324,14 @@ def _describe(error: Any) -> str:
         known = _keys(location[:-1])
         nearest = difflib.get_close_matches(location[-1], known, n=1)
         hint = f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(known)}"
-        return f"{place} is unknown, {hint}"
-    if place == "[outcome] components":
-        return f"{place}: expected a list of event types, or {COMPONENTS}"
+        named = place if place.endswith(f" {location[-1]}") or len(location) == 1 else f"{place}: {location[-1]}"
+        return f"{named} is unknown, {hint}"
     if place == "[model] category_rule":
         return f"{place}: expected {CATEGORY_RULES}"
     if error["type"] == "missing":
         return f"{place} is required"
+    if place == "[outcome] components":
+        return f"{place}: expected a list of event types, or {COMPONENTS}"
     if error["type"] == "model_type":
         return f"{place} is a section: expected keys below a line [{location[0]}]"
     message = error["msg"].removeprefix("Value error, ")
@@ -334,9 +339,15 @@ def _describe(error: Any) -> str:
 
 
 def _keys(location: list[str]) -> list[str]:
-    if not location:
-        return [name for name in Study.model_fields if name != "file"]
-    annotation = Study.model_fields[location[0]].annotation
-    kinds = get_args(annotation) or (annotation,)
-    section = next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
-    return list(section.model_fields)
+    model: type[BaseModel] = Study
+    for part in location:
+        if part in model.model_fields:
+            model = next(_models(model.model_fields[part].annotation), model)
+    return [name for name in model.model_fields if name != "file"]
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models(inner)

@@ -4,7 +4,6 @@ What a map does not name stays as it is. Nothing is guessed: a code that no map 
 schema refuses it. Knows neither schema nor study.
 """
 
-import re
 import string
 from collections.abc import Mapping, Sequence
 from datetime import date
@@ -80,9 +79,17 @@ class Column(_Part):
             raise ValueError("expected origin together with plus or minus")
         if bool(self.where) != bool(self.equals):
             raise ValueError("expected where together with equals")
-        if self.pattern and re.compile(self.pattern).groups != 1:
+        if self.pattern and _n_groups(self.pattern) != 1:
             raise ValueError("expected a pattern with one group in parentheses")
         return self
+
+
+def _n_groups(pattern: str) -> int:
+    try:
+        found = pl.Series([""]).str.extract_groups(pattern)
+    except pl.exceptions.ComputeError:
+        return 0
+    return len(found.struct.fields)
 
 
 class TableMap(_Part):
@@ -266,7 +273,8 @@ def _latest(
     long = pl.concat(mapped.with_columns(text.alias(column)) for text in texts)
     is_date = pl.col(column).str.to_date("%Y-%m-%d", strict=False).is_not_null()
     faulty = long.filter(pl.col(column).is_not_null() & ~is_date)
-    dated = long.filter(is_date | pl.col(column).is_null()).sort(column, descending=True, nulls_last=True)
+    # One that is no date may have been the latest: the patient's other dates do not stand in for it.
+    dated = long.join(faulty, on="patient_id", how="anti").sort(column, descending=True, nulls_last=True)
     return pl.concat([dated.unique("patient_id", keep="first", maintain_order=True), faulty]).sort(_ROW)
 
 

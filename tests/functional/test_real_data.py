@@ -4,7 +4,6 @@ The bundle is trained on simulated films, so its scores mean nothing; what is sh
 and that a film scores the same however it is stored.
 """
 
-import datetime as dt
 from pathlib import Path
 
 import polars as pl
@@ -14,11 +13,13 @@ from cohort_scorer import schemas
 from cohort_scorer import study as study_file
 from cohort_scorer.stages import Machine, Silent
 from cohort_scorer.stages.index import index
+from cohort_scorer.stages.link import link
 from cohort_scorer.stages.run import run
 from cohort_scorer.stages.score import score
 
 REAL = Path(__file__).parents[3] / "shared" / "realdata"
 DICOM, PNG = REAL / "dicom", REAL / "png" / "ml-workgroup+covid-19-image-repository"
+PAGE = Path(__file__).parents[2] / "docs" / "tables.md"
 MACHINE, CONSOLE = Machine(device="cpu", workers=2), Silent()
 
 pytestmark = pytest.mark.skipif(not REAL.is_dir(), reason="the real files lie outside the project")
@@ -70,74 +71,72 @@ def test_one_film_in_four_lossless_syntaxes_has_one_score(tmp_path: Path, traine
     assert scores.select("^cxr_.*$").n_unique() == 1
 
 
-def write_ml_workgroup_study(folder: Path, bundle: Path) -> study_file.Study:
-    """Offsets are days from the film; the day of admission becomes 2100-01-01, as for shifted dates.
+def documented_map(heading: str) -> str:
+    """The map below a heading of docs/tables.md."""
+    section = PAGE.read_text(encoding="utf-8").split(f" {heading}\n", 1)[1]
+    return section.split("```toml\n", 1)[1].split("```", 1)[0]
 
-    This excerpt has no death and no age, so that ICU admission after the film is an event beside death.
-    """
-    rows = pl.read_csv(PNG / "data.csv").with_columns(
-        (dt.date(2100, 1, 1) - pl.duration(days=pl.col("admission_offset"))).alias("study_date")
-    )
 
-    def days_after(offset: str) -> pl.Expr:
-        return pl.col("study_date") + pl.duration(days=pl.col(offset).cast(pl.Int64))
-
-    tables = folder / "tables"
-    tables.mkdir()
-    rows.select(
-        pl.format("{}.png", "image_id").alias("uri"),
-        "patient_id",
-        "study_date",
-        pl.col("projection").str.to_uppercase().alias("view"),
-    ).write_csv(tables / "listing.csv")
-    rows.group_by("patient_id", maintain_order=True).agg(
-        pl.col("sex").first().replace_strict({"m": "M", "w": "F", "f": "F"})
-    ).write_csv(tables / "clinical.csv")
-    events = pl.concat(
-        rows.select("patient_id", pl.lit(name).alias("event_type"), days_after(offset).alias("event_date")).drop_nulls()
-        for name, offset in (("death", "death_offset"), ("icu_admission", "icu_admission_offset"))
-    ).unique(maintain_order=True)
-    events.write_csv(tables / "events.csv")
-    rows.group_by("patient_id", maintain_order=True).agg(
-        pl.max_horizontal("study_date", days_after("icu_release_offset"), days_after("death_offset"))
-        .max()
-        .alias("last_contact_date")
-    ).write_csv(tables / "follow_up.csv")
-    components = [name for name in ("death", "icu_admission") if name in events["event_type"]]
-    return study_of(
-        folder,
-        bundle,
-        f"""
+def ml_workgroup_study(folder: Path, bundle: Path) -> study_file.Study:
+    """The excerpt as it is. It has no death and no age, so that ICU admission after the film is the event."""
+    table = PNG / "data.csv"
+    text = f"""
 [archive]
 root = "{PNG / "png"}"
-listing = "tables/listing.csv"
+listing = "{table}"
 [tables]
-clinical = "tables/clinical.csv"
-follow_up = "tables/follow_up.csv"
-events = "tables/events.csv"
+clinical = "{table}"
+follow_up = "{table}"
+events = "{table}"
+{documented_map("ml-workgroup COVID-19 image repository")}
 [cohort]
 minimum_age_years = 0
 [outcome]
-name = "death or ICU admission"
-components = {components}
+name = "ICU admission"
+components = ["icu_admission"]
 horizon_years = [0.05]
 [comparison]
 adjust_for = []
 [audit]
 strata = ["sex"]
-""",
-        shifted=True,
-    )
+"""
+    return study_of(folder, bundle, text, shifted=True)
+
+
+def reasons(study: study_file.Study) -> dict[str, int]:
+    found = pl.read_csv(study.unprotected / "tables" / "attrition.csv").filter(pl.col("n_excluded") > 0)
+    return dict(found.select("reason", "n_excluded").iter_rows())
 
 
 def test_png_listing_becomes_scores_kaplan_meier_and_a_report(tmp_path: Path, trained_bundle: Path) -> None:
-    study = write_ml_workgroup_study(tmp_path, trained_bundle)
+    study = ml_workgroup_study(tmp_path, trained_bundle)
     report = run(study, MACHINE, CONSOLE)
     n_films = len(list((PNG / "png").glob("*.png")))
     assert len(pl.read_parquet(study.patient_level / "scores.parquet")) == n_films == 30
+    assert reasons(study) == {"event between the scans": 2, "no time after t0": 2}
     curve = pl.read_csv(study.release_folder / "tables" / "kaplan_meier.csv")
     analysed = pl.read_parquet(study.patient_level / "analysis_set.parquet")
-    assert curve["n_events"].sum() == (analysed["status"] == 1).sum() > 0
-    page = report.read_text()
-    assert "trained on simulated data" in page
-    assert "kaplan_meier" in page
+    assert curve["n_events"].sum() == (analysed["status"] == 1).sum() == 2
+    assert len(analysed) == 3
+    assert report.is_file()
+
+
+def test_a_listing_with_other_peoples_columns_is_linked_as_it_is(tmp_path: Path, trained_bundle: Path) -> None:
+    folder = REAL / "png" / "hida6+covid-chestxray-dataset"
+    table = folder / "metadata.csv"
+    text = f"""
+[archive]
+root = "{folder}"
+listing = "{table}"
+[tables]
+clinical = "{table}"
+{documented_map("covid-chestxray-dataset")}
+[cohort]
+minimum_age_years = 0
+"""
+    study = study_of(tmp_path, trained_bundle, text, shifted=True)
+    index(study, MACHINE, CONSOLE)
+    cohort = pl.read_parquet(link(study, MACHINE, CONSOLE))
+    assert len(cohort) == 6
+    assert cohort["sex"].to_list() == ["M", "M", "M", "M", "F", "M"]
+    assert reasons(study) == {}

@@ -21,7 +21,11 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "unknown_view": "exclude",
         "maximum_refused_percent": 20.0,
     },
-    "tables": {"cacs": "", "clinical": "", "follow_up": "", "events": "", "scores": "", "faulty_rows": "stop"},
+    "tables": {
+        **dict.fromkeys(["cacs", "clinical", "follow_up", "events", "diagnoses", "scores"], ""),
+        "faulty_rows": "stop",
+        "map": {},
+    },
     "cohort": {
         "maximum_days_between": 180,
         "pairing": "nearest",
