@@ -265,9 +265,16 @@ class Study(_Section):
             if isinstance(held, _Section):
                 for key in type(held).model_fields:
                     origin = "declared" if key in held.model_fields_set else "default"
-                    yield section, key, getattr(held, key), origin
+                    yield section, key, _plain(getattr(held, key)), origin
         for name, codes in self.codes.items():
-            yield "codes", name, codes.model_dump(), "declared"
+            yield "codes", name, _plain(codes), "declared"
+
+
+def _plain(value: Any) -> Any:
+    """Models within a setting as what the file says of them."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json", exclude_defaults=True)
+    return {name: _plain(inner) for name, inner in value.items()} if isinstance(value, dict) else value
 
 
 def load(path: Path) -> Study:

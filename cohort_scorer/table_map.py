@@ -1,7 +1,7 @@
 """[tables.map] of the study file: columns, codes, missing values and units as people have them, made those of a schema.
 
-What a map does not name stays as it is. Nothing is guessed: a code that no map names stays, and is refused where the
-schema refuses it. Knows neither schema nor study.
+Columns that a map does not name stay as they are; those that it takes values from are gone. Nothing is guessed: a code
+that no map names stays, and is refused where the schema refuses it. Knows neither schema nor study.
 """
 
 import string
@@ -139,7 +139,9 @@ def apply(frame: pl.DataFrame, given: TableMap, units: Mapping[str, str], table:
         for column, source in given.columns.items()
         if not source.latest
     }
-    kept = [_ROW] if given.distinct or given.wide else [*frame.drop(texts, strict=False).columns]
+    used = {name for source in _sources(given) for name in _columns(source)}
+    others = [name for name in frame.columns if name not in used | texts.keys() | {_ROW}]
+    kept = [_ROW] if given.distinct or given.wide else [_ROW, *others]
     mapped = frame.select(*kept, *(series.alias(column) for column, series in texts.items()))
     for column, source in given.columns.items():
         if source.latest:

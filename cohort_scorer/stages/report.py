@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ def report(study: Study, machine: Machine, console: Console) -> Path:
         tables=tables,
         figures=drawn,
         archive=_archive(manifests),
-        choices=list(study.choices()),
+        choices=list(_choices(study, manifests)),
         model=model,
         manifest=manifest,
     )
@@ -104,6 +104,14 @@ def _figures(study: Study, tables: dict[str, pl.DataFrame], stamps: Sequence[str
         released = sorted((study.release_folder / "figures").glob("*.svg"))
         return {path.stem: path.read_text(encoding="utf-8") for path in released}
     return {name: canvas.svg(figure) for name, figure in figures.draw(tables, stamps).items()}
+
+
+def _choices(study: Study, manifests: dict[str, Any]) -> Iterator[tuple[str, str, Any, str]]:
+    """The settings in force; an outcome that goes by a name with the event types that it came to."""
+    for section, key, value, origin in study.choices():
+        if (section, key) == ("outcome", "components") and isinstance(value, str) and "prognosis" in manifests:
+            value = f"{value}: {', '.join(manifests['prognosis']['facts']['components'])}"
+        yield section, key, value, origin
 
 
 def _archive(manifests: dict[str, Any]) -> dict[str, dict[str, int]]:
