@@ -29,7 +29,7 @@ _SOURCES = ("column", "template", "origin", "latest")
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True, coerce_numbers_to_str=True)
 
 
 class Column(_Part):
@@ -222,8 +222,8 @@ class _Values:
             whole = column.cast(pl.Int64, strict=False)
             column = pl.when(column == whole).then(whole.cast(pl.String)).otherwise(column.cast(pl.String))
         elif isinstance(dtype, pl.Datetime):
-            midnight = column.dt.strftime("%Y-%m-%d %H:%M:%S").str.strip_suffix(" 00:00:00")
-            column = midnight
+            # The day of an instant depends on the zone: it stays an instant, and is refused where a day is asked for.
+            column = column.dt.strftime("%Y-%m-%d %H:%M:%S%z" if dtype.time_zone else "%Y-%m-%d")
         elif dtype != pl.String:
             column = column.cast(pl.String)
         return column.str.strip_chars().replace(self._missing, None)

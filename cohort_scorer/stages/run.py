@@ -51,9 +51,10 @@ def missing_sections(study: Study) -> Iterator[StudyFileError]:
         ("model", "archive", study.archive is not None or bool(study.tables.scores)),
         ("outcome", "model] or [tables] scores = [...", has_scores),
         ("audit", "model] or [tables] scores = [...", has_scores),
+        ("codes", "tables] diagnoses = [...", bool(study.tables.diagnoses)),
     ]
     for section, needed, stands in needs:
-        if getattr(study, section) is not None and not stands:
+        if getattr(study, section) and not stands:
             yield StudyFileError(
                 f"{study.file.name}: [{section}] stands without [{needed}].",
                 f"Expected [{needed}], which its step needs; found [{'], ['.join(study.sections)}].",

@@ -1,6 +1,6 @@
 """A map makes tables of a schema of those that people have, and what it does not understand is refused, not guessed."""
 
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +151,24 @@ def test_an_absent_column_is_told_with_where_to_mend_it(tmp_path: Path) -> None:
     with pytest.raises(InputTableError) as refusal:
         read(tmp_path, "id,x\n1,2\n", "cacs", {"patient_id": "id", "ct_date": "date", "cacs": "score"})
     assert "2 of 3 columns that the map names are missing: date, score" in str(refusal.value)
+
+
+def test_days_of_timestamps_and_codes_that_are_numbers(tmp_path: Path) -> None:
+    frame = pl.DataFrame(
+        {"id": [1, 2], "at": [datetime(2020, 5, 1, 23, 30), datetime(2020, 5, 2)], "dead": [1.0, None]}
+    )
+    frame.write_parquet(tmp_path / "t.parquet")
+    wide = {"death": {"column": "at", "where": "dead", "equals": [1]}}
+    mapping = TableMap.model_validate({"patient_id": "id", "wide": wide})
+    assert schemas.read(tmp_path / "t.parquet", "events", "stop", tmp_path, mapping).rows() == [
+        ("1", "death", date(2020, 5, 1))
+    ]
+    frame.with_columns(pl.col("at").dt.replace_time_zone("Asia/Seoul")).write_parquet(tmp_path / "t.parquet")
+    with pytest.raises(InputTableError, match="event_date must be a date"):
+        schemas.read(tmp_path / "t.parquet", "events", "stop", tmp_path, mapping)
+    text = "id,at,score\n1,01/05/2020 23:30,5\n"
+    timed = {"patient_id": "id", "ct_date": {"column": "at", "format": "%d/%m/%Y %H:%M"}, "cacs": "score"}
+    assert read(tmp_path, text, "cacs", timed)["ct_date"].to_list() == [date(2020, 5, 1)]
 
 
 def test_tables_of_stata_and_compressed_ones(tmp_path: Path) -> None:
