@@ -342,7 +342,8 @@ def _describe(error: Any) -> str:
     if error["type"] == "model_type":
         return f"{place} is a section: expected keys below a line [{location[0]}]"
     message = error["msg"].removeprefix("Value error, ")
-    return f"{place}: {message[0].lower() + message[1:]}, found {repr(error['input'])[:60]}"
+    found = "" if isinstance(error["input"], dict) else f", found {repr(error['input'])[:60]}"
+    return f"{place}: {message[0].lower() + message[1:]}{found}"
 
 
 def _keys(location: list[str]) -> list[str]:

@@ -4,6 +4,7 @@ Columns that a map does not name stay as they are; those that it takes values fr
 that no map names stays, and is refused where the schema refuses it. Knows neither schema nor study.
 """
 
+import difflib
 import string
 from collections.abc import Mapping, Sequence
 from datetime import date
@@ -77,6 +78,8 @@ class Column(_Part):
             raise ValueError(f"expected one of {', '.join(_SOURCES)}")
         if bool(self.origin) != bool(self.plus or self.minus):
             raise ValueError("expected origin together with plus or minus")
+        if self.template and not _is_template(self.template):
+            raise ValueError("expected a template with columns in braces, as {a} or {a:2}")
         if bool(self.where) != bool(self.equals):
             raise ValueError("expected where together with equals")
         if self.pattern and _n_groups(self.pattern) != 1:
@@ -90,6 +93,14 @@ def _n_groups(pattern: str) -> int:
     except pl.exceptions.ComputeError:
         return 0
     return len(found.struct.fields)
+
+
+def _is_template(text: str) -> bool:
+    try:
+        fields = [(name, width) for _, name, width, _ in string.Formatter().parse(text) if name is not None]
+    except ValueError:
+        return False
+    return bool(fields) and all(name and (not width or width.isdecimal()) for name, width in fields)
 
 
 class TableMap(_Part):
@@ -171,10 +182,14 @@ def _require(frame: pl.DataFrame, given: TableMap, table: str) -> None:
     wanted = dict.fromkeys(column for source in _sources(given) for column in _columns(source))
     absent = [column for column in wanted if column not in frame.columns]
     if absent:
+        # Without a header line the first patient stands where names should: only names close to the map's are told.
+        nearest = difflib.get_close_matches(absent[0], frame.columns, n=1, cutoff=0.75)
         raise InputTableError(
             f"{table}: {len(absent):,} of {len(wanted):,} columns that the map names are missing: {', '.join(absent)}.",
             f"Expected them in the header line; found {len(frame.columns):,} columns with other names.",
-            f"Correct [tables.map] in the study file, or export {table} with these columns.",
+            f"Did you mean {nearest[0]}?"
+            if nearest
+            else "Correct [tables.map], or export the table with these columns.",
         )
 
 

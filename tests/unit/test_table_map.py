@@ -151,6 +151,8 @@ def test_an_absent_column_is_told_with_where_to_mend_it(tmp_path: Path) -> None:
     with pytest.raises(InputTableError) as refusal:
         read(tmp_path, "id,x\n1,2\n", "cacs", {"patient_id": "id", "ct_date": "date", "cacs": "score"})
     assert "2 of 3 columns that the map names are missing: date, score" in str(refusal.value)
+    with pytest.raises(InputTableError, match=r"Did you mean agatston\?"):
+        read(tmp_path, "id,ct,agatston\n1,2020-01-01,5\n", "cacs", {"ct_date": "ct", "cacs": "agaston"})
 
 
 def test_days_of_timestamps_and_codes_that_are_numbers(tmp_path: Path) -> None:
@@ -245,6 +247,9 @@ def test_a_renamed_shuffled_recoded_table_is_the_table(
         ),
         ("[tables.map.clinical]\nsex = { column = 'x', pattern = 'abc' }", "one group"),
         ("[tables.map.clinical]\nbirth_date = { origin = 2100-01-01 }", "plus or minus"),
+        ("[tables.map.listing]\nuri = { template = 'p{id:x}.png' }", "a template with columns in braces"),
+        ("[tables.map.listing]\nuri = { template = 'p{id.png' }", "a template with columns in braces"),
+        ("[tables.map.listing]\nuri = { template = 'p.png' }", "a template with columns in braces"),
         ("[tables.map.clinical.wide]\ndeath = 'x'", "wide for events alone"),
         ("[tables.map.persons]\nsex = 'x'", "expected the map of listing, cacs"),
         ("[codes.mi]\nprefixes = []", "[codes.mi] prefixes"),
