@@ -13,15 +13,14 @@ from scipy.special import chdtrc, ndtr
 
 from cohort_scorer.errors import ConvergenceError, EmptyCohortError
 from cohort_scorer.statistics.inputs import (
-    Booleans,
     Floats,
-    Integers,
     equal_lengths,
     floats,
     normal_quantile,
     strata_codes,
     survival,
 )
+from cohort_scorer.statistics.risk_sets import RiskSets
 
 _MAXIMUM_ITERATIONS = 40
 _STEP_TOLERANCE = 1e-9
@@ -43,6 +42,8 @@ class CoxFit:
         iterations: Newton steps taken.
         linear_predictor: Coefficients times columns less their means, shape (n,), in the order of the input. Rows with
             equal covariates have exactly equal values.
+        covariates: The columns, shape (n, p), in the order of the input.
+        sets: Who was at risk at each event.
     """
 
     coefficients: Floats
@@ -54,6 +55,8 @@ class CoxFit:
     n_events: int
     iterations: int
     linear_predictor: Floats
+    covariates: Floats
+    sets: RiskSets
 
     @property
     def df(self) -> int:
@@ -143,9 +146,9 @@ def fit(
     constant = np.flatnonzero(np.ptp(z, axis=0) == 0)
     if len(constant):
         raise _not_converged(int(constant[0]), term_names, "is the same for every patient")
-    layout = _Layout.build(times, died, strata_codes(strata, len(times)), case)
-    scaled = (z[layout.order] - centre) / scale
-    beta, covariance, loglik_null, loglik, iterations = _newton(layout, scaled, term_names)
+    sets = RiskSets.build(times, died, strata_codes(strata, len(times)), case)
+    scaled = (z[sets.order] - centre) / scale
+    beta, covariance, loglik_null, loglik, iterations = _newton(sets, scaled, term_names)
     coefficients = beta / scale
     # Column by column, not by a matrix product: equal rows must give equal values, as ties in the C statistic need.
     predictor = np.zeros(len(times))
@@ -154,81 +157,18 @@ def fit(
     covariance = covariance / np.outer(scale, scale)
     errors = np.sqrt(np.diag(covariance))
     return CoxFit(
-        coefficients, errors, covariance, loglik_null, loglik, len(times), int(died.sum()), iterations, predictor
+        coefficients,
+        errors,
+        covariance,
+        loglik_null,
+        loglik,
+        len(times),
+        int(died.sum()),
+        iterations,
+        predictor,
+        z,
+        sets,
     )
-
-
-@dataclass(frozen=True, eq=False)
-class _Layout:
-    """Rows sorted by stratum and falling time, and where in them ties, events and strata lie.
-
-    A group is the events of one time and stratum; E events, G groups. Risk sets are prefixes of a stratum.
-    """
-
-    order: Integers  # (n,) rows in the order of the input
-    weights: Floats  # (n,)
-    event: Floats  # (n,) 0 or 1
-    strata: list[tuple[slice, slice]]  # rows and groups of each stratum
-    risk_last: Integers  # (G,) last row at risk
-    event_rows: Integers  # (E,)
-    event_group: Integers  # (E,)
-    group_first: Integers  # (G,) first event
-    fraction: Floats  # (E,) l / d, l = 0 ... d - 1
-    mean_weight: Floats  # (E,) of the events of its group
-    row_group: Integers  # (n,) first group whose time is at most the row's, maybe of a later stratum
-    row_has_group: Booleans  # (n,) False where the row's stratum has no such group
-
-    @classmethod
-    def build(cls, time: Floats, event: Booleans, stratum: Integers, weights: Floats) -> "_Layout":
-        order = np.lexsort((-time, stratum))
-        time, event, stratum, weights = time[order], event[order], stratum[order], weights[order]
-        new = np.ones(len(time), dtype=np.bool_)
-        new[1:] = (time[1:] != time[:-1]) | (stratum[1:] != stratum[:-1])
-        tie = np.cumsum(new) - 1
-        with_event = np.bincount(tie[event], minlength=tie[-1] + 1) > 0
-        groups_before: Integers = np.cumsum(with_event) - with_event
-        event_rows = np.flatnonzero(event)
-        event_group: Integers = groups_before[tie[event_rows]]
-        group_first = np.flatnonzero(np.diff(event_group, prepend=-1))
-        sizes = np.diff(np.append(group_first, len(event_rows)))
-        tie_last = np.append(np.flatnonzero(new)[1:], len(time)) - 1
-        row_group = groups_before[tie]
-        group_stratum = stratum[event_rows[group_first]]
-        bounds = np.arange(stratum[-1] + 2)
-        rows, groups = np.searchsorted(stratum, bounds), np.searchsorted(group_stratum, bounds)
-        return cls(
-            order=order,
-            weights=weights,
-            event=event.astype(np.float64),
-            strata=[(slice(rows[s], rows[s + 1]), slice(groups[s], groups[s + 1])) for s in range(len(bounds) - 1)],
-            risk_last=tie_last[with_event],
-            event_rows=event_rows,
-            event_group=event_group,
-            group_first=group_first,
-            fraction=(np.arange(len(event_rows)) - group_first[event_group]) / sizes[event_group],
-            mean_weight=(np.add.reduceat(weights[event_rows], group_first) / sizes)[event_group],
-            row_group=np.minimum(row_group, len(group_first) - 1),
-            row_has_group=row_group < groups[stratum + 1],
-        )
-
-    def denominators(self, values: Floats) -> Floats:
-        """Sum of values over each event's risk set, less l/d of the sum over its tie: (n,) -> (E,)."""
-        running = np.empty_like(values)
-        for rows, _ in self.strata:
-            np.cumsum(values[rows], out=running[rows])
-        tied = np.add.reduceat(values[self.event_rows], self.group_first)
-        return np.asarray(running[self.risk_last][self.event_group] - self.fraction * tied[self.event_group])
-
-    def hazard(self, denominators: Floats) -> Floats:
-        """Cumulative hazard, Efron's, that each row has lived through per unit of relative hazard: (E,) -> (n,)."""
-        share = self.mean_weight / denominators
-        steps = np.add.reduceat(share, self.group_first)
-        total = np.empty_like(steps)
-        for _, groups in self.strata:
-            total[groups] = np.cumsum(steps[groups][::-1])[::-1]
-        lived = np.where(self.row_has_group, total[self.row_group], 0.0)
-        lived[self.event_rows] -= np.add.reduceat(share * self.fraction, self.group_first)[self.event_group]
-        return lived
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,29 +181,29 @@ class _Point:
     moment: Floats
 
 
-def _evaluate(layout: _Layout, z: Floats, beta: Floats) -> _Point:
-    """Evaluate with one cumulative sum for the likelihood and one per column; z in the layout's order, shape (n, p)."""
+def _evaluate(sets: RiskSets, z: Floats, beta: Floats) -> _Point:
+    """Evaluate with one cumulative sum for the likelihood and one per column; z (n, p) in the order of the sets."""
     eta = z @ beta
     eta -= eta.mean()
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        relative = layout.weights * np.exp(eta)
-        below = layout.denominators(relative)
-        events = layout.event_rows
-        loglik = layout.weights[events] @ eta[events] - layout.mean_weight @ np.log(below)
-        expected = relative * layout.hazard(below)
-        gradient = z.T @ (layout.weights * layout.event - expected)
+        relative = sets.weights * np.exp(eta)
+        below = sets.denominators(relative)
+        events = sets.event_rows
+        loglik = sets.weights[events] @ eta[events] - sets.mean_weight @ np.log(below)
+        expected = relative * sets.lived(sets.mean_weight / below)
+        gradient = z.T @ (sets.weights * sets.event - expected)
         means = np.empty((len(beta), len(below)))  # weighted mean of each column in each event's risk set
         for k in range(len(beta)):
-            means[k] = layout.denominators(relative * z[:, k]) / below
+            means[k] = sets.denominators(relative * z[:, k]) / below
         moment = (z * expected[:, None]).T @ z
-        information = moment - (means * layout.mean_weight) @ means.T
+        information = moment - (means * sets.mean_weight) @ means.T
     return _Point(float(loglik), gradient, information, np.diag(moment).copy())
 
 
-def _newton(layout: _Layout, z: Floats, term_names: Sequence[str] | None) -> tuple[Floats, Floats, float, float, int]:
+def _newton(sets: RiskSets, z: Floats, term_names: Sequence[str] | None) -> tuple[Floats, Floats, float, float, int]:
     """Maximise; return beta, its covariance, the log likelihoods at 0 and at beta, and the number of steps."""
     beta = np.zeros(z.shape[1])
-    point = start = _evaluate(layout, z, beta)
+    point = start = _evaluate(sets, z, beta)
     weak = _weak_pivot(start.information, start.moment)
     if weak is not None:
         raise _not_converged(weak, term_names, "is constant within strata or follows from the terms before it")
@@ -274,18 +214,18 @@ def _newton(layout: _Layout, z: Floats, term_names: Sequence[str] | None) -> tup
             raise _not_converged(weak, term_names, "separates patients with events from those without")
         step = np.asarray(np.linalg.solve(point.information, point.gradient), dtype=np.float64)
         if not len(step) or np.abs(step).max() <= _STEP_TOLERANCE:
-            final = _evaluate(layout, z, beta + step)
+            final = _evaluate(sets, z, beta + step)
             covariance: Floats = np.asarray(np.linalg.inv(final.information), dtype=np.float64)
             return beta + step, covariance, start.loglik, final.loglik, iteration
-        beta, point = _halved(layout, z, beta, step, point)
+        beta, point = _halved(sets, z, beta, step, point)
     raise _not_converged(int(np.abs(step).argmax()), term_names, f"still moves after {_MAXIMUM_ITERATIONS} steps")
 
 
-def _halved(layout: _Layout, z: Floats, beta: Floats, step: Floats, point: _Point) -> tuple[Floats, _Point]:
+def _halved(sets: RiskSets, z: Floats, beta: Floats, step: Floats, point: _Point) -> tuple[Floats, _Point]:
     """Take the step, halved until the likelihood does not fall (beyond rounding)."""
     floor = point.loglik - 1e-12 * abs(point.loglik)
     for _ in range(30):
-        candidate = _evaluate(layout, z, beta + step)
+        candidate = _evaluate(sets, z, beta + step)
         if candidate.loglik >= floor and np.isfinite(candidate.information).all():
             return beta + step, candidate
         step = step / 2
