@@ -7,6 +7,7 @@ side by side.
 
 import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
@@ -56,17 +57,18 @@ def radiographs(
     new = numbered.join(known, on="number", how="anti", maintain_order="left")
     numbers = new["number"].to_list()
     part: list[_Film] = []
-    try:
-        for position, film in decoding.radiographs(new.iter_rows(named=True), roots, size, workers):
-            if isinstance(film, Radiograph):
-                part.append((position, film))
-                if len(part) * film.image.nbytes >= _PART_BYTES:
-                    _keep(part, new, folder)
-                    part = []
-            yield numbers[position], film
-    finally:
-        if part:
-            _keep(part, new, folder)
+    with closing(decoding.radiographs(new.iter_rows(named=True), roots, size, workers)) as films:
+        try:
+            for position, film in films:
+                if isinstance(film, Radiograph):
+                    part.append((position, film))
+                    if len(part) * film.image.nbytes >= _PART_BYTES:
+                        _keep(part, new, folder)
+                        part = []
+                yield numbers[position], film
+        finally:
+            if part:
+                _keep(part, new, folder)
 
 
 def _held(folder: Path) -> pl.DataFrame:

@@ -18,6 +18,7 @@ import signal
 import time
 from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
@@ -68,8 +69,9 @@ def radiographs(
     Raises:
         MachineError: the children cannot be started.
     """
-    for number, found in _Crew(roots, size, workers).work(rows):
-        yield number, found if isinstance(found, Refused) else Radiograph(**found)
+    with closing(_Crew(roots, size, workers).work(rows)) as outcomes:
+        for number, found in outcomes:
+            yield number, found if isinstance(found, Refused) else Radiograph(**found)
 
 
 def fingerprints(rows: Iterable[_Row], roots: Mapping[str, Path], workers: int) -> Iterator[tuple[int, str | Refused]]:
@@ -114,7 +116,7 @@ class _Crew:
         self._n_stillborn = 0
         self._n_killed: Counter[int] = Counter()
 
-    def work(self, rows: Iterable[_Row]) -> Iterator[tuple[int, Refused | dict[str, Any]]]:
+    def work(self, rows: Iterable[_Row]) -> Generator[tuple[int, Refused | dict[str, Any]]]:
         tasks = enumerate(rows)
         try:
             while self._give(tasks):

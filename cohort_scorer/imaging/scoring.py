@@ -97,7 +97,7 @@ def score(
     device: torch.device,
     workers: int,
     advance: Callable[[int], None],
-) -> Iterator[ShardOutputs]:
+) -> Generator[ShardOutputs]:
     """Run every network on every film.
 
     Args:

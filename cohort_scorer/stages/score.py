@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +125,12 @@ def _run_networks(
     batch_size = machine.batch_size or scoring.batch_size_for(device, loaded.size)
     made_by = pl.lit(_network_id(study, model)).alias("network_id")
     films = inputs.radiographs(study, new, loaded.size, machine)
-    with console.progress("Scoring radiographs", len(new)) as advance:
-        for part in scoring.score(new, films, loaded, batch_size, device, machine.workers, advance):
+    # Closed by name: an interrupt that comes while a generator is left to be collected is lost, with a traceback.
+    with (
+        console.progress("Scoring radiographs", len(new)) as advance,
+        closing(scoring.score(new, films, loaded, batch_size, device, machine.workers, advance)) as parts,
+    ):
+        for part in parts:
             started = time.perf_counter()
             rows = eligible.filter(pl.col("shard") == part.shard).select(_FILE)
             # Refusals first: outputs of a shard stand only where its refusals do.

@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -187,8 +188,11 @@ def _decode(study: Study, people: pl.DataFrame, scratch: Path, machine: Machine,
     storage.reserve(scratch / "images.npy", len(people) * size * size * 2)
     images = np.lib.format.open_memmap(scratch / "images.npy", "w+", np.uint16, (len(people), size, size))
     hashes: list[str | None] = [None] * len(people)
-    with console.progress("Decoding training radiographs", len(people)) as advance:
-        for position, found in inputs.radiographs(study, rows, size, machine):
+    with (
+        console.progress("Decoding training radiographs", len(people)) as advance,
+        closing(inputs.radiographs(study, rows, size, machine)) as films,
+    ):
+        for position, found in films:
             if isinstance(found, radiograph.Radiograph):
                 images[position] = found.image
                 hashes[position] = found.pixel_sha256

@@ -9,7 +9,10 @@ from pathlib import Path
 import numpy as np
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
-HEAD = "# On a CUDA device\n\nMeasured by `make bench` on a machine that has one; each section names it.\n"
+HEAD = (
+    "# At the scale of the published cohort\n\n"
+    "Sections on a CUDA device are written by `make bench` on a machine that has one; each names it.\n"
+)
 
 
 def write(title: str, lines: Sequence[str]) -> None:

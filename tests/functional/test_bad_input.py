@@ -210,7 +210,7 @@ def test_a_parquet_of_no_bytes_is_told(tables_study: Path) -> None:
 
 def test_a_spreadsheet_is_told(tables_study: Path) -> None:
     substitute(tables_study / "study.toml", "tables/cacs.csv", "tables/cacs.xlsx")
-    told(cli("link", tables_study), 11, "ending .xlsx", "Expected .csv or .parquet")
+    told(cli("link", tables_study), 11, "ending .xlsx", "Expected .csv, .parquet or .dta")
 
 
 @pytest.mark.parametrize(
