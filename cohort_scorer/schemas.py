@@ -37,6 +37,10 @@ _EXPECTED = {
 }
 
 
+ALL = "all"
+"""In a column `site` or `score_origin`: the rows of all of them together."""
+
+
 @dataclass(frozen=True)
 class Checked:
     """A table held against its schema.

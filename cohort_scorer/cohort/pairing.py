@@ -61,6 +61,50 @@ def pair(films: pl.DataFrame, cacs: pl.DataFrame, maximum_days_between: int, pai
     )
 
 
+def superseded(films: pl.DataFrame, cohort: pl.DataFrame, rules: Rules) -> pl.DataFrame:
+    """List the eligible films of the cohort's patients that were not taken, each with the first rule that it lost by.
+
+    Args:
+        films: As for `link`.
+        cohort: What `link` made of them.
+        rules: The rules that it made it by.
+
+    Returns:
+        patient_id, image_id, uri, study_date, ct_date of the patient's pair, days_between from it, reason; sorted by
+        patient_id and image_id. With the cohort's films these are the eligible films of its patients.
+    """
+    chosen = (
+        films.filter("is_eligible")
+        .select("image_id", pl.col("acquisition_time").alias("chosen_time"))
+        .join(cohort.select("patient_id", "image_id", "ct_date", "study_date"), on="image_id")
+        .select("patient_id", "ct_date", "chosen_time", pl.col("study_date").alias("chosen_date"))
+    )
+    others = films.filter("is_eligible").join(cohort, on="image_id", how="anti").join(chosen, on="patient_id")
+    days = (pl.col("study_date") - pl.col("ct_date")).dt.total_days()
+    chosen_days = (pl.col("chosen_date") - pl.col("ct_date")).dt.total_days()
+    wrong_side = {"nearest": pl.lit(False), "nearest_before": days > 0, "nearest_after": days < 0}[rules.pairing]
+    reason = (
+        pl.when(pl.col("study_date").is_null())
+        .then(pl.lit("no_date"))
+        .when(days.abs() > rules.maximum_days_between)
+        .then(pl.lit("outside_window"))
+        .when(wrong_side)
+        .then(pl.lit("other_side"))
+        .when(days.abs() > chosen_days.abs())
+        .then(pl.lit("farther"))
+        .when(days > chosen_days)
+        .then(pl.lit("after_ct"))
+        .when(pl.col("study_date") > pl.col("chosen_date"))
+        .then(pl.lit("later_date"))
+        .when(pl.col("acquisition_time").ne_missing(pl.col("chosen_time")))
+        .then(pl.lit("later_time"))
+        .otherwise(pl.lit("later_image_id"))
+    )
+    return others.select(
+        "patient_id", "image_id", "uri", "study_date", "ct_date", days.alias("days_between"), reason.alias("reason")
+    ).sort("patient_id", "image_id")
+
+
 def true_category(cacs: str, categories: Sequence[str]) -> pl.Expr:
     """CAC 0 = {0}; CAC 1-99 = (0, 100), fractions included; CAC 100-399 = [100, 400); CAC 400+ = [400, inf)."""
     score = pl.col(cacs)

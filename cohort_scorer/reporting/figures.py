@@ -45,6 +45,7 @@ def draw(tables: Mapping[str, pl.DataFrame], stamps: Sequence[str]) -> dict[str,
 def _figures(tables: Mapping[str, pl.DataFrame]) -> Iterator[tuple[str, Figure]]:
     whole: dict[str, Callable[[pl.DataFrame], Figure | None]] = {
         "attrition": attrition,
+        "interval": interval,
         "training_curves": training_curves,
         "discrimination": discrimination,
         "calibration": calibration,
@@ -111,6 +112,30 @@ def _note(axis: Axes, x: float, y: float, height: float, heading: str, lines: Se
     axis.add_patch(Rectangle((x, y - height / 2), 4.2, height, facecolor="white", edgecolor=MUTED, lw=0.8))
     axis.text(x + 0.12, y + height / 2 - 0.1, heading, weight="bold", va="top", fontsize=8.5)
     axis.text(x + 0.12, y + height / 2 - 0.29, "\n".join(lines), va="top", fontsize=8.5, linespacing=1.4)
+
+
+def interval(table: pl.DataFrame) -> Figure | None:
+    """Patients by the days from CT to radiograph, a panel for all of them and for each site; the same day is darker."""
+    if table.is_empty():
+        return None
+    parts = table.partition_by("site", as_dict=True, maintain_order=True)
+    titles = [f"{wording.place(site)}, n = {part['n'].sum():,}" for (site,), part in parts.items()]
+    figure, axes = canvas.panels(titles, (2.5, 1.7), "Days from CT to radiograph", margin=0.25, below=1.05)
+    for number, (axis, part) in enumerate(zip(axes, parts.values(), strict=True)):
+        limits = list(part.select("lower_days", "upper_days").iter_rows())
+        colours = [INK if lower == upper == 0 else EXPOSURE_COLOURS["cxr"] for lower, upper in limits]
+        axis.bar(range(len(limits)), part["n"].to_list(), width=0.9, color=colours)
+        axis.set_xticks(range(len(limits)), [_days(*pair) for pair in limits], rotation=90, fontsize=7)
+        axis.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axis.set_xlim(-0.6, len(limits) - 0.4)
+        if number % 3 == 0:
+            axis.set_ylabel("Patients")
+    return figure
+
+
+def _days(lower: int, upper: int) -> str:
+    text = f"{lower}" if lower == upper else f"{lower} to {upper}"
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def training_curves(table: pl.DataFrame) -> Figure | None:

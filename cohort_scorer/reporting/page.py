@@ -13,6 +13,7 @@ from typing import Any
 import jinja2
 import polars as pl
 
+from cohort_scorer import schemas
 from cohort_scorer.reporting import summary, tables, wording
 from cohort_scorer.reporting.tables import Printed
 
@@ -35,6 +36,7 @@ _SECTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 _CAPTIONS = {
     "attrition": "Flow of patients from all considered to those analysed.",
+    "interval": "Patients by the days from CT to radiograph; negative: the radiograph first. Darker: the same day.",
     "training_curves": "Loss by epoch: of the training images, and of the tenth of them set apart to choose the epoch; "
     "a dot where the network was kept. Both outcomes weigh the same.",
     "discrimination": "Area under the ROC curve with its interval at each CACS threshold. Dashed: no discrimination.",
@@ -164,11 +166,15 @@ def _printed(published: Mapping[str, pl.DataFrame]) -> dict[str, Printed]:
     if "cox" in made:
         terms = tables.printed("cox", published["cox"])
         made["cox_terms"] = replace(terms, caption="Cox regression, all terms of all models")
+    if "baseline" in made and len(rows := published["baseline"].filter(pl.col("site") != schemas.ALL)):
+        made["baseline_sites"] = replace(tables.baseline(rows), caption="Baseline characteristics by site")
     return made
 
 
 def _one(name: str, frame: pl.DataFrame) -> Printed:
-    special = {"baseline": tables.baseline, "crosstab": tables.crosstab, "cox": tables.cox}
+    if name == "baseline":
+        return replace(tables.baseline(frame.filter(pl.col("site") == schemas.ALL)), n_rows=len(frame))
+    special = {"crosstab": tables.crosstab, "cox": tables.cox}
     if name in special:
         return special[name](frame)
     shown = frame

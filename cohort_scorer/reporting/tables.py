@@ -3,7 +3,7 @@
 Knows no section and no HTML. Every number stands in the CSV; here it is only rounded.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,10 +121,40 @@ def crosstab(frame: pl.DataFrame) -> Printed:
 
 
 def baseline(frame: pl.DataFrame) -> Printed:
-    """One row per characteristic: `n (percent)`, `mean (SD)` or `median (quartiles)` in each column."""
+    """One row per characteristic: `n (percent)`, `mean (SD)` or `median (quartiles)` in each column.
+
+    Args:
+        frame: The rows of all patients, or those of sites, which get a heading each.
+    """
     schema = schemas.load("baseline")
     groups = [name for name in (*schemas.vocabulary("crosstab", "true_category"), "overall") if frame[name].count()]
-    lines = []
+    differences = [name for name in _DIFFERENCES if frame[name].count()]
+    bodies = [
+        ("" if site == schemas.ALL else wording.place(site), tuple(_characteristics(rows, groups, differences)))
+        for site, rows in _split(frame, "site")
+    ]
+    headers = (
+        ("Characteristic", "", False),
+        *((wording.sentence(name), "", True) for name in groups),
+        ("Missing", "", True),
+        *((_DIFFERENCES[name], "", True) for name in differences),
+    )
+    note = (
+        "Percentages are of patients without a missing value; standardised differences are the largest between two "
+        "true categories, or two sites."
+    )
+    return Printed("baseline", schema["title"], note, headers, tuple(bodies), len(frame))
+
+
+_DIFFERENCES = {
+    "standardised_difference": "Standardised difference",
+    "site_standardised_difference": "Between sites",
+}
+
+
+def _characteristics(
+    frame: pl.DataFrame, groups: Sequence[str], differences: Sequence[str]
+) -> Iterator[tuple[str, ...]]:
     levels = set(frame.select("variable", "level").iter_rows())
     for rows in frame.partition_by("variable", "level", maintain_order=True):
         first = rows.row(0, named=True)
@@ -138,14 +168,9 @@ def baseline(frame: pl.DataFrame) -> Printed:
         for pattern, needed in _PATTERNS.items():
             if all(name in values for name in needed):
                 cells = [_characteristic(values, name, needed) for name in groups]
-                lines.append((f"{label}, {pattern}", *cells, missing, number(first["standardised_difference"], 2)))
+                others = [number(first[name], 2) for name in differences]
+                yield f"{label}, {pattern}", *cells, missing, *others
                 break
-    labels = [(wording.sentence(name), "", True) for name in groups]
-    headers = (("Characteristic", "", False), *labels, ("Missing", "", True), ("Standardised difference", "", True))
-    note = (
-        "Percentages are of patients without a missing value; differences are the largest between two true categories."
-    )
-    return Printed("baseline", schema["title"], note, headers, (("", tuple(lines)),), len(frame))
 
 
 _PATTERNS = {
@@ -215,7 +240,9 @@ def _bodies(frame: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
     if not known:
         return [("", frame)]
     parts = frame.partition_by(known, as_dict=True, maintain_order=True)
-    ordered = sorted(parts.items(), key=lambda part: set(part[0]) == {"all"})
+    ordered = sorted(parts.items(), key=lambda part: set(part[0]) == {schemas.ALL})
+    if known == ["site"]:
+        return [(wording.place(site), rows) for (site,), rows in ordered]
     return [
         (wording.group(*(dict(zip(known, key, strict=True)).get(name) for name in _GROUP)), rows)
         for key, rows in ordered

@@ -76,8 +76,12 @@ def threshold(value: int | None) -> str:
     return "" if value is None else "CACS > 0" if value == 0 else f"CACS ≥ {value}"
 
 
+def place(site: str | None) -> str:
+    """A site as a heading; `all` is all of them."""
+    return "All sites" if site == "all" else (f"Site {site}" if site else "Site not stated")
+
+
 def group(site: str | None, score_origin: str | None) -> str:
     """A site and score origin as a heading: `Site A (out-of-fold)`; `all` is the pooled group."""
-    where = "All sites" if site == "all" else (f"Site {site}" if site else "Site not stated")
     how = "pooled" if score_origin == "all" else ORIGINS.get(score_origin or "", score_origin or "origin not stated")
-    return f"{where} ({how})"
+    return f"{place(site)} ({how})"

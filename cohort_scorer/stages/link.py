@@ -11,13 +11,13 @@ from cohort_scorer.cohort import baseline, identifiers, pairing
 from cohort_scorer.errors import CohortScorerError, EmptyCohortError, InputTableError, StudyFileError
 from cohort_scorer.provenance import Step
 from cohort_scorer.reporting.release import publish
+from cohort_scorer.schemas import ALL
 from cohort_scorer.stages import Console, Machine, inputs
-from cohort_scorer.statistics.groups import ALL
 from cohort_scorer.study import Study
 
 
 def link(study: Study, machine: Machine, console: Console) -> Path:
-    """Make the cohort; write patient_level/cohort.parquet, attrition.csv and baseline.csv."""
+    """Make the cohort; write patient_level/cohort.parquet and superseded.parquet, and the tables that describe them."""
     section = study.require("cohort")
     step = Step(study, "link")
     step.forget_outputs()
@@ -54,13 +54,20 @@ def link(study: Study, machine: Machine, console: Console) -> Path:
     step.facts["exclude_if_unknown"] = unknown
     path = study.patient_level / "cohort.parquet"
     storage.write_parquet(schemas.conform(cohort, "cohort"), path)
-    step.wrote(path)
-    step.facts |= {"n_patients": len(cohort), "exclusions": dict(attrition.select("reason", "n_excluded").iter_rows())}
-    publish(
-        step,
-        {"attrition": attrition, "baseline": baseline.table(cohort, inputs.categories(), _declared(study))},
-        inputs.stamps(study),
-    )
+    superseded = pairing.superseded(films, cohort, rules)
+    storage.write_parquet(schemas.conform(superseded, "superseded"), path.with_name("superseded.parquet"))
+    step.wrote(path, path.with_name("superseded.parquet"))
+    step.facts |= {
+        "n_patients": len(cohort),
+        "exclusions": dict(attrition.select("reason", "n_excluded").iter_rows()),
+        "superseded_films": dict(superseded["reason"].value_counts(sort=True).iter_rows()),
+    }
+    described = {
+        "attrition": attrition,
+        "baseline": baseline.table(cohort, inputs.categories(), _declared(study)),
+        "interval": baseline.interval(cohort, section.maximum_days_between),
+    }
+    publish(step, described, inputs.stamps(study))
     step.finish()
     if cohort.is_empty():
         start = attrition["n_before"][0]

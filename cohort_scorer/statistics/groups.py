@@ -5,8 +5,7 @@ from collections.abc import Iterator, Sequence
 import polars as pl
 
 from cohort_scorer import schemas
-
-ALL = "all"
+from cohort_scorer.schemas import ALL
 
 
 def by_site_and_origin(people: pl.DataFrame) -> Iterator[tuple[str, str, pl.DataFrame]]:

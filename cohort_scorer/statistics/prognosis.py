@@ -11,9 +11,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from cohort_scorer.errors import ConvergenceError
+from cohort_scorer.schemas import ALL
 from cohort_scorer.statistics import concordance, cox, crosscheck, cumulative_incidence, kaplan_meier
 from cohort_scorer.statistics import logrank as log_rank
-from cohort_scorer.statistics.groups import ALL, by_site_and_origin, labelled
+from cohort_scorer.statistics.groups import by_site_and_origin, labelled
 
 MINIMUM_EVENTS = 5
 _CROSS_CHECK_ROWS = 200_000

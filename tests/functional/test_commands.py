@@ -17,7 +17,7 @@ from cohort_scorer.imaging import index as archive
 VERBS = ["simulate", "check", "index", "link", "train", "score", "validate", "prognosis", "audit", "report", "run"]
 OTHERS = ["recalibrate", "demo", "schema"]
 STEPS = ["index", "link", "train", "score", "validate", "prognosis", "audit", "report"]
-PATIENT_LEVEL = ["cohort.parquet", "scores.parquet", "analysis_set.parquet", "analysis_set.csv"]
+PATIENT_LEVEL = ["cohort.parquet", "superseded.parquet", "scores.parquet", "analysis_set.parquet", "analysis_set.csv"]
 
 # contract.md, `Commands`: the main output of each step.
 MAIN_OUTPUT = {
@@ -33,7 +33,7 @@ MAIN_OUTPUT = {
 }
 
 TABLES_OF_STEP = {
-    "link": ["attrition", "baseline"],
+    "link": ["attrition", "baseline", "interval"],
     "train": ["training_curves"],
     "validate": [
         "agreement",

@@ -158,6 +158,9 @@ def flow(attrition: pl.DataFrame) -> list[tuple]:
 
 def assert_equal_to_brute_force(study: dict) -> None:
     cohort, attrition, followed = fast(study)
+    superseded = pairing.superseded(
+        pl.DataFrame(study["films"], schema=FILM), cohort, pairing.Rules(**study["link_rules"])
+    )
     slow_cohort, slow_attrition = slow.link(
         study["films"], study["cacs"], study["clinical"], study["events"], study["link_rules"]
     )
@@ -169,6 +172,14 @@ def assert_equal_to_brute_force(study: dict) -> None:
     assert flow(followed.attrition) == slow_flow
     assert followed.people.select(FOLLOWED).rows() == [tuple(row[name] for name in FOLLOWED) for row in people]
     assert (followed.n_blanked, followed.n_after_last_contact) == (n_blanked, n_late)
+    chosen = {row["patient_id"]: row["image_id"] for row in slow_cohort}
+    eligible = sorted(
+        (film["patient_id"], film["image_id"])
+        for film in study["films"]
+        if film["is_eligible"] and film["patient_id"] in chosen
+    )
+    not_taken = [(patient, image) for patient, image in eligible if image != chosen[patient]]
+    assert superseded.select("patient_id", "image_id").rows() == not_taken
 
 
 STUDIES = st.builds(random_study, st.randoms(use_true_random=False), st.integers(1, 12))

@@ -2,7 +2,9 @@
 
 import polars as pl
 import pytest
-from clinical_tables import cacs, clinical, day, events, films, link, named
+from clinical_tables import CATEGORIES, cacs, clinical, day, events, films, link, named, rows
+
+from cohort_scorer.cohort import pairing
 
 # The CT of 2020-07-01; 2020-01-03 is 180 days before it, 2020-12-28 is 180 days after it.
 DISTANCE = named(
@@ -250,3 +252,40 @@ def test_a_patient_of_two_sites_is_one_patient_at_the_site_of_the_clinical_table
     assert by_film.select("image_id", "site").rows() == [("b", "B")]
     by_table, _ = link(two, cacs("2020-07-03"), clinical(site="C"))
     assert by_table.select("image_id", "site").rows() == [("b", "C")]
+
+
+# One CT on 2020-07-01, and none where no pairing is named; one film is taken, the other listed with the reason.
+SUPERSEDED = rows(
+    """
+    pairing        | taken              | not taken          | reason
+    nearest        | a 2020-06-30       | b 2020-12-29       | outside_window
+    nearest_before | a 2020-06-01       | b 2020-07-02       | other_side
+    nearest_after  | a 2020-08-01       | b 2020-06-30       | other_side
+    nearest        | a 2020-06-30       | b 2020-07-03       | farther
+    nearest        | b 2020-06-30       | a 2020-07-02       | after_ct
+    nearest        | b 2020-06-30 08:00 | a 2020-06-30 09:00 | later_time
+    nearest        | b 2020-06-30 08:00 | a 2020-06-30       | later_time
+    nearest        | a 2020-06-30 08:00 | b 2020-06-30 08:00 | later_image_id
+                   | b 2020-06-30       | a 2020-07-01       | later_date
+                   | b 2020-06-30 08:00 | a 2020-06-30 09:00 | later_time
+    """
+)
+
+
+@pytest.mark.parametrize("row", SUPERSEDED, ids=lambda row: f"{row['pairing']} {row['reason']}")
+def test_a_film_that_is_not_taken_is_listed_with_the_first_rule_it_lost_by(row):
+    both = films(f"{row['taken']}; {row['not taken']}; z 2020-07-01 lateral")
+    rules = pairing.Rules(180, row["pairing"] or "nearest", 18, [], [])
+    cohort, _ = pairing.link(both, cacs("2020-07-01") if row["pairing"] else None, None, None, rules, CATEGORIES)
+    assert cohort["image_id"].to_list() == [row["taken"].split()[0]]
+    found = pairing.superseded(both, cohort, rules)
+    assert found.select("image_id", "reason").rows() == [(row["not taken"].split()[0], row["reason"])]
+
+
+def test_an_eligible_film_without_a_date_is_listed_too():
+    undated = films("a 2020-07-01; b 2020-07-01").with_columns(
+        study_date=pl.when(pl.col("image_id") == "a").then("study_date")
+    )
+    rules = pairing.Rules(180, "nearest", 18, [], [])
+    cohort, _ = pairing.link(undated, cacs("2020-07-01"), None, None, rules, CATEGORIES)
+    assert pairing.superseded(undated, cohort, rules).select("image_id", "reason").rows() == [("b", "no_date")]

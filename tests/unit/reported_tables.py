@@ -106,7 +106,13 @@ def _baseline(people: pl.DataFrame) -> pl.DataFrame:
     rows = []
     for variable, level, statistic, value, missing, difference in cells:
         row = _row(
-            "variable level statistic missing standardised_difference", variable, level, statistic, missing, difference
+            "site variable level statistic missing standardised_difference",
+            "all",
+            variable,
+            level,
+            statistic,
+            missing,
+            difference,
         )
         for code, name in enumerate(CATEGORIES):
             row[name] = people.filter(pl.col("true") == code).select(value).item()
