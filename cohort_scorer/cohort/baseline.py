@@ -11,7 +11,7 @@ from cohort_scorer.schemas import ALL
 _ALWAYS = ("site", "days_between", "cacs", "age_years", "sex", "bmi")
 _MAXIMUM_LEVELS = 12
 _BIN_DAYS = (1, 2, 5, 7, 10, 15, 30, 60, 90, 180, 365)
-_BINS_PER_SIDE = 12
+_BINS_PER_SIDE = 6
 
 
 def table(cohort: pl.DataFrame, categories: Sequence[str], declared: Sequence[str]) -> pl.DataFrame:
