@@ -130,8 +130,10 @@ def check(study: StudyPath = Path(), as_json: JsonOption = False) -> None:
     """Look for every fault in study file, tables, identifiers and bundle; print the plan."""
     with _faults_told():
         from cohort_scorer.stages import check as stage
+        from cohort_scorer.stages import run
 
-        found = stage.check(_load(study))
+        loaded = _load(study)
+        found = stage.check(loaded, [name for name, _ in run.steps(loaded)])
         print(
             json.dumps({"plan": found.plan, "faults": list(map(str, found.faults))})
             if as_json

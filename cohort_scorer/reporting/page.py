@@ -22,6 +22,7 @@ Choice = tuple[str, str, Any, str]
 
 _SECTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "archive": ("Archive and refusals", ()),
+    "data": ("Data problems", ("data_problems",)),
     "flow": ("Cohort flow", ("attrition",)),
     "baseline": ("Baseline characteristics", ("baseline",)),
     "model": ("Model", ()),
@@ -174,6 +175,10 @@ def _printed(published: Mapping[str, pl.DataFrame]) -> dict[str, Printed]:
 def _one(name: str, frame: pl.DataFrame) -> Printed:
     if name == "baseline":
         return replace(tables.baseline(frame.filter(pl.col("site") == schemas.ALL)), n_rows=len(frame))
+    if name == "data_problems":
+        shown = frame.filter(pl.col("n") > 0)
+        made = tables.data_problems(shown) if len(shown) else tables.linked(name, frame)
+        return replace(made, n_rows=len(frame))
     special = {"crosstab": tables.crosstab, "cox": tables.cox}
     if name in special:
         return special[name](frame)

@@ -120,6 +120,22 @@ def crosstab(frame: pl.DataFrame) -> Printed:
     return Printed("crosstab", schema["title"], schema["description"], tuple(labels), tuple(bodies), len(frame))
 
 
+def data_problems(frame: pl.DataFrame) -> Printed:
+    """What was found, warnings first: a heading per problem with what to make of it, a row per table."""
+    schema = schemas.load("data_problems")
+    bodies = []
+    for _, rows in _split(frame.sort(pl.col("severity") != "warning", maintain_order=True), "problem"):
+        lines = []
+        for row in rows.iter_rows(named=True):
+            where = ".".join(part for part in (row["table"], row["column"]) if part)
+            against = f", against {row['compared_with']}" if row["compared_with"] else ""
+            found = f"{row['n']:,} of {row['of']:,}"
+            lines.append((f"{where}{against}", found, number(row["percent"], 1), wording.sentence(row["severity"])))
+        bodies.append((f"{wording.sentence(rows['problem'][0])}. {rows['advice'][0]}", tuple(lines)))
+    headers = (("Where", "", False), ("Found", "", True), ("Percent", "", True), ("Severity", "", False))
+    return Printed("data_problems", schema["title"], schema["description"], headers, tuple(bodies), len(frame))
+
+
 def baseline(frame: pl.DataFrame) -> Printed:
     """One row per characteristic: `n (percent)`, `mean (SD)` or `median (quartiles)` in each column.
 

@@ -1,24 +1,26 @@
 """check: study file, tables, bundle, identifiers; all faults at once; touches no pixel. Prints the plan."""
 
 import difflib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import polars as pl
 
 from cohort_scorer import schemas
-from cohort_scorer.cohort import identifiers
+from cohort_scorer.cohort import identifiers, problems
 from cohort_scorer.errors import CohortScorerError, EmptyCohortError, InputTableError, MachineError, StudyFileError
 from cohort_scorer.imaging.files import refuse_nested
 from cohort_scorer.prediction import bundle
 from cohort_scorer.provenance import Step
+from cohort_scorer.reporting.release import publish
 from cohort_scorer.stages import inputs
-from cohort_scorer.stages.link import name_faults
+from cohort_scorer.stages.link import declared_columns, name_faults
 from cohort_scorer.stages.prognosis import event_rules
-from cohort_scorer.stages.run import missing_sections, steps
 from cohort_scorer.study import Study
 
-_TABLES = ("cacs", "clinical", "follow_up", "events", "scores")
+_TABLES = ("cacs", "clinical", "follow_up", "events", "diagnoses", "scores")
 _CONFOUNDERS = ("hypertension", "diabetes", "smoking", "lipids")
+_TOLD_OTHERWISE = {"faulty_row_dropped", "patient_not_there"}
 _NOT_USED_YET = {("comparison", "bootstrap_replicates"), ("comparison", "noninferiority_margin_c")}
 
 
@@ -29,17 +31,27 @@ class Findings:
     Attributes:
         plan: Lines for the user: what would be done, match rates, warnings.
         faults: Everything that would stop a step.
+        knows_films: The archive has an index, with which the tables were compared.
     """
 
     plan: list[str] = field(default_factory=list)
     faults: list[CohortScorerError] = field(default_factory=list)
+    knows_films: bool = False
 
 
-def check(study: Study) -> Findings:
-    """Look at everything but pixels, and collect every fault instead of stopping at the first."""
+def check(study: Study, planned: Sequence[str]) -> Findings:
+    """Look at everything but pixels, and collect every fault instead of stopping at the first.
+
+    Writes data_problems.csv of the tables that can be read.
+
+    Args:
+        study: The study.
+        planned: The steps that `run` would take.
+    """
     found = Findings()
     step = Step(study, "check")
-    found.plan.append(f"{study.study.title}: " + " -> ".join(name for name, _ in steps(study)))
+    step.forget_outputs()
+    found.plan.append(f"{study.study.title}: {' -> '.join(planned)}")
     found.faults += missing_sections(study)
     if study.outcome and not study.tables.follow_up:
         found.faults.append(
@@ -64,12 +76,35 @@ def check(study: Study) -> Findings:
             dropped = step.facts.get("rows_dropped", {}).get(name, 0)
             faulty = f", {dropped:,} faulty rows dropped" if dropped else ""
             found.plan.append(f"{name}: {len(frame):,} rows, {patients:,} patients{faulty}")
-    _match(study, tables, found)
+    films = _films(study, step, found)
+    _match(tables, films, found)
     _names(study, tables, found)
     _outcome(study, tables, found)
     _bundle(study, found)
-    _warnings(study, tables, found)
+    _problems(study, step, tables, films, found)
+    _warnings(study, found)
     return found
+
+
+def missing_sections(study: Study) -> Iterator[StudyFileError]:
+    """Sections that stand without another one that their step cannot do without: the step would silently not run."""
+    has_scores = bool(study.model or study.tables.scores)
+    needs = [
+        ("outcome", "cohort", study.cohort is not None),
+        ("train", "cohort", study.cohort is not None),
+        ("train", "archive", study.archive is not None),
+        ("model", "archive", study.archive is not None or bool(study.tables.scores)),
+        ("outcome", "model] or [tables] scores = [...", has_scores),
+        ("audit", "model] or [tables] scores = [...", has_scores),
+        ("codes", "tables] diagnoses = [...", bool(study.tables.diagnoses)),
+    ]
+    for section, needed, stands in needs:
+        if getattr(study, section) and not stands:
+            yield StudyFileError(
+                f"{study.file.name}: [{section}] stands without [{needed}].",
+                f"Expected [{needed}], which its step needs; found [{'], ['.join(study.sections)}].",
+                f"Add [{needed}] (an empty section takes its defaults), or take [{section}] out.",
+            )
 
 
 def _archive(study: Study, found: Findings) -> None:
@@ -101,15 +136,31 @@ def _archive(study: Study, found: Findings) -> None:
         found.faults.append(fault)
 
 
-def _match(study: Study, tables: dict[str, pl.DataFrame], found: Findings) -> None:
+def _films(study: Study, step: Step, found: Findings) -> pl.DataFrame | None:
+    """The films of the index, where there is one."""
+    if study.archive is None or study.tables.scores:
+        return None
+    try:
+        films = inputs.films(study, step)
+    except EmptyCohortError:
+        return None  # Not indexed yet: the tables are compared with each other.
+    except CohortScorerError as fault:
+        found.faults.append(fault)
+        return None
+    found.knows_films = True
+    return films
+
+
+def _match(tables: dict[str, pl.DataFrame], films: pl.DataFrame | None, found: Findings) -> None:
     """Match rates of every table with the archive's index, where it stands, else with the first table."""
-    known, label = _known_patients(study, tables, found)
-    if known is None:
+    first = next(iter(tables), None)
+    if first is None:
         return
+    known, label = (tables[first], first) if films is None else (films, "the index")
     for name, frame in tables.items():
         if name == label:
             continue
-        rate = identifiers.match(frame["patient_id"], known)
+        rate = identifiers.match(frame["patient_id"], known["patient_id"])
         found.plan.append(
             f"{name}: {rate.n_matched:,} of {rate.n:,} patients occur in {label} "
             f"({rate.n_matched_without_zeros:,} if leading zeros were stripped)"
@@ -126,16 +177,23 @@ def _match(study: Study, tables: dict[str, pl.DataFrame], found: Findings) -> No
             )
 
 
-def _known_patients(study: Study, tables: dict[str, pl.DataFrame], found: Findings) -> tuple[pl.Series | None, str]:
-    if study.archive is not None and not study.tables.scores:
-        try:
-            return inputs.index(study)["patient_id"], "the index"
-        except EmptyCohortError:
-            pass  # Not indexed yet: the tables are compared with each other.
-        except CohortScorerError as fault:
-            found.faults.append(fault)
-    first = next(iter(tables), None)
-    return (tables[first]["patient_id"], first) if first else (None, "")
+def _problems(
+    study: Study, step: Step, tables: dict[str, pl.DataFrame], films: pl.DataFrame | None, found: Findings
+) -> None:
+    """Write data_problems.csv, and tell its warnings; match rates and dropped rows are told already."""
+    if not tables:
+        return
+    declared = [] if study.cohort is None else declared_columns(study)
+    counted = problems.table(tables, films, declared, step.facts.get("rows_dropped", {}))
+    told = counted.filter((pl.col("severity") == "warning") & ~pl.col("problem").is_in(list(_TOLD_OTHERWISE)))
+    for row in told.iter_rows(named=True):
+        where = row["table"] if row["column"] is None else f"{row['table']}.{row['column']}"
+        what = row["problem"].replace("_", " ")
+        against = f", compared with {row['compared_with']}" if row["compared_with"] else ""
+        found.plan.append(f"warning: {where}: {what} in {row['n']:,} of {row['of']:,}{against}. {row['advice']}")
+    publish(step, {"data_problems": counted}, inputs.stamps(study))
+    step.facts |= {"n_faults": len(found.faults), "severity": dict(counted["severity"].value_counts().iter_rows())}
+    step.finish()
 
 
 def _names(study: Study, tables: dict[str, pl.DataFrame], found: Findings) -> None:
@@ -195,7 +253,7 @@ def _bundle(study: Study, found: Findings) -> None:
         found.faults.append(fault)
 
 
-def _warnings(study: Study, tables: dict[str, pl.DataFrame], found: Findings) -> None:
+def _warnings(study: Study, found: Findings) -> None:
     unused = [
         f"[{section}] {key}"
         for section, key, _, origin in study.choices()
@@ -203,21 +261,10 @@ def _warnings(study: Study, tables: dict[str, pl.DataFrame], found: Findings) ->
     ]
     if unused:
         found.plan.append(f"warning: this version does not use {', '.join(unused)} yet")
+    if study.tables.diagnoses and not study.codes:
+        found.plan.append("warning: [tables] diagnoses is not used: no [codes] make events of them")
     lacking = [name for name in _CONFOUNDERS if name not in study.comparison.adjust_for]
     if study.outcome and lacking:
         found.plan.append(f"warning: [comparison] adjust_for lacks {', '.join(lacking)}")
     if study.train and study.train.trainable == "head" and not (study.folder / study.train.backbone).is_dir():
         found.plan.append('warning: [train] trainable = "head" on a preset: its features are random, not learnt')
-    clinical = tables.get("clinical")
-    if clinical is not None:
-        for name, low, high in (("height_cm", 100, 230), ("weight_kg", 25, 300)):
-            odd = clinical.filter(~pl.col(name).is_between(low, high)).height
-            if odd:
-                found.plan.append(f"warning: clinical: {name} outside {low} to {high} in {odd:,} rows (another unit?)")
-        bmi = pl.coalesce("bmi", pl.col("weight_kg") + pl.col("height_cm"))
-        for name, known in (("sex", pl.col("sex")), ("bmi", bmi)):
-            if missing := clinical.filter(known.is_null()).height:
-                found.plan.append(f"clinical: {name} is missing in {missing:,} of {len(clinical):,} rows")
-        flagged = clinical.filter(~pl.col("bmi").is_between(12, 70)).height
-        if flagged:
-            found.plan.append(f"warning: clinical: bmi outside 12 to 70 kg/m2 in {flagged:,} rows")

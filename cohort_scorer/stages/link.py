@@ -64,7 +64,7 @@ def link(study: Study, machine: Machine, console: Console) -> Path:
     }
     described = {
         "attrition": attrition,
-        "baseline": baseline.table(cohort, inputs.categories(), _declared(study)),
+        "baseline": baseline.table(cohort, inputs.categories(), declared_columns(study)),
         "interval": baseline.interval(cohort, section.maximum_days_between),
     }
     publish(step, described, inputs.stamps(study))
@@ -90,7 +90,7 @@ def _match_identifiers(tables: dict[str, pl.DataFrame], films: pl.DataFrame, kno
             console.say(f"warning: {rate.n_gained:,} patients of {name} would match without leading zeros")
 
 
-def _declared(study: Study) -> list[str]:
+def declared_columns(study: Study) -> list[str]:
     """Clinical columns that the study file names: what baseline.csv may describe beside age, sex and BMI."""
     audited = study.audit.strata if study.audit else []
     return [*study.require("cohort").exclude_if, *study.comparison.adjust_for, *audited]

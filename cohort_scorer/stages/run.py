@@ -8,6 +8,7 @@ from cohort_scorer.errors import ConvergenceError, StudyFileError
 from cohort_scorer.provenance import Step
 from cohort_scorer.stages import Console, Machine
 from cohort_scorer.stages.audit import audit
+from cohort_scorer.stages.check import check
 from cohort_scorer.stages.index import index
 from cohort_scorer.stages.link import link
 from cohort_scorer.stages.prognosis import prognosis
@@ -41,46 +42,27 @@ def steps(study: Study) -> Iterator[tuple[str, Stage]]:
             yield name, stage
 
 
-def missing_sections(study: Study) -> Iterator[StudyFileError]:
-    """Sections that stand without another one that their step cannot do without: the step would silently not run."""
-    has_scores = bool(study.model or study.tables.scores)
-    needs = [
-        ("outcome", "cohort", study.cohort is not None),
-        ("train", "cohort", study.cohort is not None),
-        ("train", "archive", study.archive is not None),
-        ("model", "archive", study.archive is not None or bool(study.tables.scores)),
-        ("outcome", "model] or [tables] scores = [...", has_scores),
-        ("audit", "model] or [tables] scores = [...", has_scores),
-        ("codes", "tables] diagnoses = [...", bool(study.tables.diagnoses)),
-    ]
-    for section, needed, stands in needs:
-        if getattr(study, section) and not stands:
-            yield StudyFileError(
-                f"{study.file.name}: [{section}] stands without [{needed}].",
-                f"Expected [{needed}], which its step needs; found [{'], ['.join(study.sections)}].",
-                f"Add [{needed}] (an empty section takes its defaults), or take [{section}] out.",
-            )
-
-
 def run(study: Study, machine: Machine, console: Console) -> Path:
-    """Run the steps in order and give the path of the report.
+    """Check the study, run the steps in order and give the path of the report.
 
-    A model that did not converge has its rows, without numbers, in tables that are whole: the report is made, then the
+    Where the archive has no index yet, its films are checked against the tables once it has. A model that did not
+    converge has its rows, without numbers, in tables that are whole: the report is made, then the
     fault is told.
     """
     path, late = study.file, None
-    for fault in missing_sections(study):
-        raise fault
-    planned = {name for name, _ in steps(study)}
-    for name in {"link", "validate", "prognosis", "audit"} - planned:
+    planned = [name for name, _ in steps(study)]
+    for name in {"link", "validate", "prognosis", "audit"}.difference(planned):
         Step(study, name).forget_outputs()
-    if [name for name, _ in steps(study)] == ["report"]:
+    if planned == ["report"]:
         raise StudyFileError(
             f"{study.file.name}: there is nothing to run.",
             f"Expected sections that a step needs; found {', '.join(f'[{name}]' for name in study.sections)}.",
             "Add [archive], [tables], [cohort] and what the study is about; the README has an example.",
         )
+    knows_films = _check(study, planned, console)
     for name, stage in steps(study):
+        if name == "link" and not knows_films:
+            _check(study, planned, console)
         console.say(f"--- {name}")
         try:
             path = stage(study, machine, console)
@@ -91,6 +73,17 @@ def run(study: Study, machine: Machine, console: Console) -> Path:
     if late:
         raise late
     return path
+
+
+def _check(study: Study, planned: list[str], console: Console) -> bool:
+    """Stop at the first fault; tell whether the films were looked at too."""
+    console.say("--- check")
+    found = check(study, planned)
+    for line in found.plan[1:]:
+        console.say(line)
+    for fault in found.faults:
+        raise fault
+    return found.knows_films or "index" not in planned
 
 
 def demo(folder: Path, seed: int, machine: Machine, console: Console) -> Path:
