@@ -214,6 +214,12 @@ def prognosis(study: StudyPath = Path(), quiet: QuietOption = False, as_json: Js
 
 
 @app.command()
+def sensitivity(study: StudyPath = Path(), quiet: QuietOption = False, as_json: JsonOption = False) -> None:
+    """Fit the main Cox models again under the windows, pairings and landmarks of [sensitivity]."""
+    _run("sensitivity", study, _machine(), quiet, as_json)
+
+
+@app.command()
 def audit(study: StudyPath = Path(), quiet: QuietOption = False, as_json: JsonOption = False) -> None:
     """Coverage, positivity and adjusted prevalence by stratum."""
     _run("audit", study, _machine(), quiet, as_json)

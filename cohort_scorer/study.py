@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import polars as pl
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from cohort_scorer import schemas
 from cohort_scorer.errors import StudyFileError
@@ -165,6 +165,20 @@ class ComparisonSection(_Section):
     allow_in_sample: bool = False
 
 
+class SensitivitySection(_Section):
+    """[sensitivity]: values that [cohort] and [outcome] might have had, each tried by itself."""
+
+    maximum_days_between: list[Annotated[int, Field(ge=0)]] = []
+    pairing: list[Literal["nearest", "nearest_before", "nearest_after"]] = []
+    landmark_days: list[Annotated[int, Field(ge=0)]] = []
+
+    @model_validator(mode="after")
+    def _names_something(self) -> "SensitivitySection":
+        if not (self.maximum_days_between or self.pairing or self.landmark_days):
+            raise ValueError("expected maximum_days_between, pairing or landmark_days, each a list; found none")
+        return self
+
+
 class AuditSection(_Section):
     """[audit]: a screening audit by stratum."""
 
@@ -196,6 +210,7 @@ class Study(_Section):
     train: TrainSection | None = None
     outcome: OutcomeSection | None = None
     comparison: ComparisonSection = ComparisonSection()
+    sensitivity: SensitivitySection | None = None
     audit: AuditSection | None = None
     release: ReleaseSection = ReleaseSection()
     file: Annotated[Path, Field(exclude=True, validation_alias=_FILE)]

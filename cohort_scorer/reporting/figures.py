@@ -16,8 +16,9 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from cohort_scorer.reporting import canvas, survival_figures, wording
-from cohort_scorer.reporting.canvas import EXPOSURE_COLOURS, EXPOSURE_MARKERS, GRID, INK, MUTED
+from cohort_scorer.reporting.canvas import CATEGORIES, EXPOSURE_COLOURS, EXPOSURE_MARKERS, GRID, INK, MUTED
 from cohort_scorer.reporting.tables import estimate
+from cohort_scorer.schemas import ALL
 
 _SHADE = LinearSegmentedColormap.from_list("shade", ["#f7f9fc", "#9ec5e0", "#1d5b8f"])
 _STEPS = {"cohort": "Cohort", "analysis": "Survival analysis"}
@@ -52,6 +53,7 @@ def _figures(tables: Mapping[str, pl.DataFrame]) -> Iterator[tuple[str, Figure]]
         "calibration_curve": calibration_curve,
         "decision_curve": decision_curve,
         "cox": survival_figures.cox,
+        "sensitivity": sensitivity,
         "audit_positivity": audit_positivity,
     }
     for table, maker in whole.items():
@@ -307,6 +309,39 @@ def _banded(axis: Axes, x: pl.Series, y: pl.Series, limits: pl.DataFrame, exposu
     colour = EXPOSURE_COLOURS[exposure]
     axis.fill_between(x, limits["lower"], limits["upper"], color=colour, alpha=0.15, lw=0)
     axis.plot(x, y, color=colour, lw=1.6)
+
+
+def sensitivity(table: pl.DataFrame) -> Figure | None:
+    """Adjusted hazard ratios under every choice, a panel per category; pooled, or of the only group."""
+    pooled = table.filter(pl.col("site") == ALL)
+    rows = (pooled if len(pooled) else table).filter(
+        ~pl.col("model").str.starts_with("crude:"), pl.col("level").is_null() | (pl.col("level") != CATEGORIES[0])
+    )
+    if rows.drop_nulls("lower").is_empty():
+        return None
+    told = [
+        f"{wording.analysis(*row[:2])}\n{row[2]:,} events / {row[3]:,}"
+        for row in rows.select("analysis", "value", "n_events_model", "n_model").iter_rows()
+    ]
+    rows = rows.with_columns(pl.Series("told", told))
+    slots = _slots(rows, ("told", "exposure"), str)
+    limits = survival_figures.ratio_limits(rows)
+    figure, axes = canvas.panels(
+        CATEGORIES[1:],
+        (2.3, 0.5 * len(slots[1])),
+        "Adjusted hazard ratios against CAC 0, as declared and with one choice changed",
+        margin=1.5,
+        left=0.1,
+    )
+    for number, (axis, level) in enumerate(zip(axes, CATEGORIES[1:], strict=True)):
+        _intervals(
+            axis, rows.filter(pl.col("level") == level, pl.col("hr").is_not_null()), slots, "hr", ("told", "exposure")
+        )
+        survival_figures.ratio_axis(axis, limits)
+        if number:
+            axis.set_yticklabels([])
+    _exposure_key(figure, rows)
+    return figure
 
 
 def audit_positivity(table: pl.DataFrame) -> Figure | None:

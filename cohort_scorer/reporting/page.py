@@ -50,6 +50,8 @@ _CAPTIONS = {
     "discordance": "Events per 1,000 person-years by true and predicted category, with events / patients.",
     "kaplan_meier": "Cumulative events (1 - Kaplan-Meier) with log-log bands; at risk, events and censored below.",
     "cox": "Hazard ratios against CAC 0 with intervals; open markers crude, filled markers adjusted.",
+    "sensitivity": "Adjusted hazard ratios against CAC 0 with intervals, as declared and with one choice changed; a "
+    "model that was not fitted has no marker.",
     "audit_positivity": "Share of scored patients called positive, with Wilson intervals, by stratum.",
 }
 _DRAWN_FROM = {"kaplan_meier": ("kaplan_meier", "at_risk"), "roc": ("roc", "discrimination")}
@@ -179,7 +181,7 @@ def _one(name: str, frame: pl.DataFrame) -> Printed:
         shown = frame.filter(pl.col("n") > 0)
         made = tables.data_problems(shown) if len(shown) else tables.linked(name, frame)
         return replace(made, n_rows=len(frame))
-    special = {"crosstab": tables.crosstab, "cox": tables.cox}
+    special = {"crosstab": tables.crosstab, "cox": tables.cox, "sensitivity": tables.sensitivity}
     if name in special:
         return special[name](frame)
     shown = frame

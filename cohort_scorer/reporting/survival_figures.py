@@ -154,7 +154,7 @@ def cox(table: pl.DataFrame) -> Figure | None:
     )
     if table.is_empty():
         return None
-    limits = _ratio_limits(table)
+    limits = ratio_limits(table)
     parts = canvas.groups(table)
     order = [(level, name) for level in CATEGORIES[1:] for name in wording.EXPOSURES if name in table["exposure"]]
     title = "Hazard ratios against CAC 0, with intervals (open: crude; filled: adjusted)"
@@ -165,16 +165,22 @@ def cox(table: pl.DataFrame) -> Figure | None:
     for axis, (_, part) in zip(axes, parts, strict=True):
         axis.set_title(axis.get_title(loc="left"), x=-2.85 / 3.4, ha="left", pad=24)
         _forest(axis, part, order)
-        axis.set(xscale="log", xlim=limits, ylim=(len(order) - 0.5, -0.5), yticks=[], xlabel="Hazard ratio (log scale)")
-        axis.xaxis.set_major_locator(FixedLocator([tick for tick in _TICKS if limits[0] <= tick <= limits[1]]))
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.xaxis.set_minor_locator(NullLocator())
-        axis.spines["left"].set_visible(False)
-        axis.axvline(1, color=MUTED, lw=0.9)
+        axis.set(ylim=(len(order) - 0.5, -0.5), yticks=[])
+        ratio_axis(axis, limits)
     return figure
 
 
-def _ratio_limits(table: pl.DataFrame) -> tuple[float, float]:
+def ratio_axis(axis: Axes, limits: tuple[float, float]) -> None:
+    """Make the x axis one of hazard ratios: logarithmic, with round ticks and a line at 1."""
+    axis.set(xscale="log", xlim=limits, xlabel="Hazard ratio (log scale)")
+    axis.xaxis.set_major_locator(FixedLocator([tick for tick in _TICKS if limits[0] <= tick <= limits[1]]))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.spines["left"].set_visible(False)
+    axis.axvline(1, color=MUTED, lw=0.9)
+
+
+def ratio_limits(table: pl.DataFrame) -> tuple[float, float]:
     """Axis limits on ticks that hold the estimates, and the intervals as far as 1/50 and 100."""
     values = table.select("hr", "lower", "upper").to_numpy().ravel()
     values = np.append(values[np.isfinite(values)], (0.8, 4.0)).clip(_TICKS[0], _TICKS[-1])

@@ -229,6 +229,37 @@ def cox(frame: pl.DataFrame) -> Printed:
     return Printed("cox", caption, note, (("Category", "", False), *labels), tuple(bodies), len(frame))
 
 
+def sensitivity(frame: pl.DataFrame) -> Printed:
+    """Adjusted hazard ratios of every exposure, a row per analysis and category."""
+    exposures = [name for name, _ in _split(frame, "exposure")]
+    bodies = []
+    for heading, part in _bodies(frame.with_columns(pl.col("value").fill_null(""))):
+        lines = []
+        for rows in part.partition_by("analysis", "value", "level", maintain_order=True):
+            first = rows.row(0, named=True)
+            adjusted = {row["exposure"]: row for row in rows.iter_rows(named=True) if row["model"][:6] != "crude:"}
+            if first["level"] is not None and all(row["hr"] == 1 for row in adjusted.values()):
+                continue
+            lines.append(
+                (
+                    wording.analysis(first["analysis"], first["value"]),
+                    f"{first['n_events_model']:,} / {first['n_model']:,}",
+                    first["level"] or wording.ABSENT,
+                    *(hazard_ratio(adjusted.get(name)) for name in exposures),
+                )
+            )
+        bodies.append((heading, tuple(lines)))
+    headers = (
+        ("Analysis", "", False),
+        ("Events / n", "Of all patients compared.", True),
+        ("Category", "", False),
+        *((f"{wording.words(name)}, adjusted", "", True) for name in exposures),
+    )
+    schema = schemas.load("sensitivity")
+    note = "Hazard ratios against CAC 0. Each analysis differs from the study file in one choice; none was chosen here."
+    return Printed("sensitivity", schema["title"], note, headers, tuple(bodies), len(frame))
+
+
 def _hazard(found: dict[tuple[str, str], dict[str, Any]], level: str, exposure: str) -> tuple[str, str, str]:
     crude, adjusted = (found.get((level, model)) for model in (f"crude:{exposure}", f"covariates+{exposure}"))
     known = adjusted or crude

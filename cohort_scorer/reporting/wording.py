@@ -76,6 +76,17 @@ def threshold(value: int | None) -> str:
     return "" if value is None else "CACS > 0" if value == 0 else f"CACS ≥ {value}"
 
 
+def analysis(name: str, value: str | None) -> str:
+    """A row of [sensitivity] as a reader would say it."""
+    told = {
+        "main": "As declared",
+        "maximum_days_between": f"Within {value} days",
+        "pairing": f"Pairing: {words(value)}",
+        "landmark_days": f"Landmark: {value} days",
+    }
+    return told[name]
+
+
 def place(site: str | None) -> str:
     """A site as a heading; `all` is all of them."""
     return "All sites" if site == "all" else (f"Site {site}" if site else "Site not stated")

@@ -73,6 +73,11 @@ horizon_years = [1, 3, 5]
 [comparison]
 adjust_for = ["age_at_t0_years", "sex", "bmi"]
 
+[sensitivity]
+maximum_days_between = [90]
+pairing = ["nearest_before"]
+landmark_days = [365]
+
 [audit]
 strata = ["sex", "age_band", "site"]
 threshold = 100

@@ -95,6 +95,8 @@ def missing_sections(study: Study) -> Iterator[StudyFileError]:
         ("train", "archive", study.archive is not None),
         ("model", "archive", study.archive is not None or bool(study.tables.scores)),
         ("outcome", "model] or [tables] scores = [...", has_scores),
+        ("sensitivity", "outcome", study.outcome is not None),
+        ("sensitivity", "tables] cacs = [...", bool(study.tables.cacs) or not _pairs_anew(study)),
         ("audit", "model] or [tables] scores = [...", has_scores),
         ("codes", "tables] diagnoses = [...", bool(study.tables.diagnoses)),
     ]
@@ -105,6 +107,12 @@ def missing_sections(study: Study) -> Iterator[StudyFileError]:
                 f"Expected [{needed}], which its step needs; found [{'], ['.join(study.sections)}].",
                 f"Add [{needed}] (an empty section takes its defaults), or take [{section}] out.",
             )
+
+
+def _pairs_anew(study: Study) -> bool:
+    """Whether [sensitivity] pairs films with CTs in other ways; without CTs that would change nothing."""
+    section = study.sensitivity
+    return section is not None and bool(section.maximum_days_between or section.pairing)
 
 
 def _archive(study: Study, found: Findings) -> None:

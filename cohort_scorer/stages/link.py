@@ -30,13 +30,7 @@ def link(study: Study, machine: Machine, console: Console) -> Path:
     inputs.tell_dropped(step, console)
     tables = {name: table for name, table in (("cacs", cacs), ("clinical", clinical)) if table is not None}
     _match_identifiers(tables, films, "the scores" if study.tables.scores else "the index", console)
-    rules = pairing.Rules(
-        section.maximum_days_between,
-        section.pairing,
-        section.minimum_age_years,
-        section.exclude_if,
-        section.exclude_between,
-    )
+    rules = linking_rules(study)
     cohort, attrition = pairing.link(films, cacs, clinical, events, rules, inputs.categories())
     if (cohort["site"] == ALL).any():
         raise InputTableError(
@@ -78,6 +72,18 @@ def link(study: Study, machine: Machine, console: Console) -> Path:
             "Compare the identifiers of archive and tables (`cohort-scorer check`), and the rules of [cohort].",
         )
     return path
+
+
+def linking_rules(study: Study) -> pairing.Rules:
+    """The rules of [cohort]."""
+    section = study.require("cohort")
+    return pairing.Rules(
+        section.maximum_days_between,
+        section.pairing,
+        section.minimum_age_years,
+        section.exclude_if,
+        section.exclude_between,
+    )
 
 
 def _match_identifiers(tables: dict[str, pl.DataFrame], films: pl.DataFrame, known: str, console: Console) -> None:

@@ -32,8 +32,8 @@ def prognosis(study: Study, machine: Machine, console: Console) -> Path:
         cohort, inputs.unreadable(study), scored, inputs.required_table(study, step, "follow_up"), events, rules
     )
     inputs.refuse_unfit_origins(study, found.people)
-    exposures = _exposures(found.people)
-    people = _in_common(study, found.people, exposures)
+    exposures = exposures_of(found.people)
+    people = in_common(study, found.people, exposures)
     path = _write_analysis_set(study, step, people)
     for row in found.attrition.iter_rows(named=True):
         if row["n_excluded"]:
@@ -155,7 +155,7 @@ def event_rules(study: Study, events: pl.DataFrame) -> follow_up.Rules:
     )
 
 
-def _exposures(people: pl.DataFrame) -> list[str]:
+def exposures_of(people: pl.DataFrame) -> list[str]:
     """The exposures of which anybody has a category; patients without one of them leave the comparison."""
     return [
         name
@@ -164,7 +164,12 @@ def _exposures(people: pl.DataFrame) -> list[str]:
     ]
 
 
-def _in_common(study: Study, people: pl.DataFrame, exposures: list[str]) -> pl.DataFrame:
+def in_common(study: Study, people: pl.DataFrame, exposures: list[str]) -> pl.DataFrame:
+    """Mark the patients who have a category of every exposure and every covariate: the ones compared.
+
+    Raises:
+        StudyFileError: a covariate is no column.
+    """
     for name in study.comparison.adjust_for:
         if name not in people.columns:
             nearest = difflib.get_close_matches(name, people.columns, n=1)

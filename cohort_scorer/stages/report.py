@@ -14,7 +14,7 @@ from cohort_scorer.reporting import canvas, figures, page
 from cohort_scorer.stages import Console, Machine, inputs
 from cohort_scorer.study import Study
 
-_STEPS = ("check", "index", "link", "train", "score", "validate", "prognosis", "audit")
+_STEPS = ("check", "index", "link", "train", "score", "validate", "prognosis", "sensitivity", "audit")
 
 
 def report(study: Study, machine: Machine, console: Console) -> Path:

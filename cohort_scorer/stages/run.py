@@ -14,6 +14,7 @@ from cohort_scorer.stages.link import link
 from cohort_scorer.stages.prognosis import prognosis
 from cohort_scorer.stages.report import report
 from cohort_scorer.stages.score import score
+from cohort_scorer.stages.sensitivity import sensitivity
 from cohort_scorer.stages.simulate import simulate
 from cohort_scorer.stages.train import train
 from cohort_scorer.stages.validate import validate
@@ -34,6 +35,7 @@ def steps(study: Study) -> Iterator[tuple[str, Stage]]:
         ("score", score, study.model and not study.tables.scores),
         ("validate", validate, study.cohort and study.tables.cacs and has_scores),
         ("prognosis", prognosis, study.outcome and study.cohort and has_scores),
+        ("sensitivity", sensitivity, study.sensitivity and study.outcome and study.cohort and has_scores),
         ("audit", audit, study.audit and has_scores),
         ("report", report, True),
     ]
@@ -51,7 +53,7 @@ def run(study: Study, machine: Machine, console: Console) -> Path:
     """
     path, late = study.file, None
     planned = [name for name, _ in steps(study)]
-    for name in {"link", "validate", "prognosis", "audit"}.difference(planned):
+    for name in {"link", "validate", "prognosis", "sensitivity", "audit"}.difference(planned):
         Step(study, name).forget_outputs()
     if planned == ["report"]:
         raise StudyFileError(

@@ -14,7 +14,7 @@ from cohort_scorer.errors import ConvergenceError
 from cohort_scorer.schemas import ALL
 from cohort_scorer.statistics import concordance, cox, crosscheck, cumulative_incidence, kaplan_meier
 from cohort_scorer.statistics import logrank as log_rank
-from cohort_scorer.statistics.groups import by_site_and_origin, labelled
+from cohort_scorer.statistics.groups import by_site_and_origin, joined, labelled
 
 MINIMUM_EVENTS = 5
 _CROSS_CHECK_ROWS = 200_000
@@ -69,26 +69,57 @@ def tables(
 
     for site, origin, group in by_site_and_origin(people):
         place = {"site": site, "score_origin": origin}
-        strata = group.select(pl.struct("site", "score_origin").rank("dense")).to_series().to_numpy()
+        strata = _strata(group) if site == ALL else None
         for exposure in exposures:
             for name, frame in _described(group, exposure, categories, times, competing, level):
                 add(name, frame, **place, exposure=exposure)
             codes = _codes(group, exposure, categories)
             event = group["status"].to_numpy() == 1
-            tests = log_rank.logrank(
-                group["time_days"], event, codes, list(categories), strata if site == ALL else None
-            )
+            tests = log_rank.logrank(group["time_days"], event, codes, list(categories), strata)
             add("logrank", tests.filter(pl.col("df") > 0), **place, exposure=exposure)
             if exposure != "true" and "true" in exposures:
                 add("discordance", _discordance(group, exposure, categories, level), **place, exposure=exposure)
         for model, used, covariates in _models(exposures, adjust_for):
-            rows, fit = _cox(
-                group, model, used, covariates, categories, strata if site == ALL else None, level, result, place
-            )
+            rows, fit = _cox(group, model, used, covariates, categories, strata, level, result, place)
             add("cox", rows, **place, model=model)
             add("cox_fit", fit, **place, model=model)
     result.tables = {name: pl.concat(parts, how="diagonal_relaxed") for name, parts in found.items()}
     return result
+
+
+def hazard_ratios(
+    people: pl.DataFrame, exposures: Sequence[str], categories: Sequence[str], adjust_for: Sequence[str], level: float
+) -> Prognosis:
+    """Fit the crude and the adjusted model of every exposure by itself, as `tables` does.
+
+    Args:
+        people: As for `tables`.
+        exposures: Of true, cxr, integrated.
+        categories: The four categories, lowest first.
+        adjust_for: Covariates of the adjusted models.
+        level: Confidence level.
+
+    Returns:
+        In the table `cox` the rows of the categories, with the patients and events of their model (n_model,
+        n_events_model).
+    """
+    result, parts = Prognosis({}), []
+    for site, origin, group in by_site_and_origin(people):
+        place = {"site": site, "score_origin": origin}
+        strata = _strata(group) if site == ALL else None
+        for model, used, covariates in _models(exposures, adjust_for):
+            if len(used) == 1:
+                rows, fit = _cox(group, model, used, covariates, categories, strata, level, result, place)
+                whole = {"n_model": fit["n"][0], "n_events_model": fit["n_events"][0]}
+                parts.append(labelled(rows.filter(pl.col("term") == "category"), **place, model=model, **whole))
+    result.tables["cox"] = joined(parts, "cox")
+    return result
+
+
+def _strata(group: pl.DataFrame) -> NDArray[np.int64]:
+    """A baseline hazard for each site and score origin."""
+    ranks: NDArray[np.int64] = group.select(pl.struct("site", "score_origin").rank("dense")).to_series().to_numpy()
+    return ranks
 
 
 def _codes(group: pl.DataFrame, exposure: str, categories: Sequence[str]) -> NDArray[np.int64]:

@@ -14,9 +14,22 @@ from studies import COMMAND, cli, copy, patient_ids, shell, substitute, told
 from cohort_scorer import schemas
 from cohort_scorer.imaging import index as archive
 
-VERBS = ["simulate", "check", "index", "link", "train", "score", "validate", "prognosis", "audit", "report", "run"]
+VERBS = [
+    "simulate",
+    "check",
+    "index",
+    "link",
+    "train",
+    "score",
+    "validate",
+    "prognosis",
+    "sensitivity",
+    "audit",
+    "report",
+    "run",
+]
 OTHERS = ["recalibrate", "demo", "schema"]
-STEPS = ["index", "link", "train", "score", "validate", "prognosis", "audit", "report"]
+STEPS = ["index", "link", "train", "score", "validate", "prognosis", "sensitivity", "audit", "report"]
 PATIENT_LEVEL = ["cohort.parquet", "superseded.parquet", "scores.parquet", "analysis_set.parquet", "analysis_set.csv"]
 
 # contract.md, `Commands`: the main output of each step.
@@ -27,12 +40,15 @@ MAIN_OUTPUT = {
     "score": "patient_level/scores.parquet",
     "validate": "unprotected/tables/discrimination.csv",
     "prognosis": "patient_level/analysis_set.parquet",
+    "sensitivity": "unprotected/tables/sensitivity.csv",
     "audit": "unprotected/tables/audit_positivity.csv",
     "report": "release/report.html",
     "run": "release/report.html",
 }
 
 TABLES_OF_STEP = {
+    "check": ["data_problems"],
+    "sensitivity": ["sensitivity"],
     "link": ["attrition", "baseline", "interval"],
     "train": ["training_curves"],
     "validate": [
@@ -178,6 +194,8 @@ def test_each_step_alone_gives_the_same_bytes_as_inside_run(image_study_run: Pat
         )
         assert answer.code == 0, answer
         assert answer.stdout == f"{outputs / MAIN_OUTPUT[verb]}\n"
+        if verb == "index":
+            assert cli("check", image_study_done).code == 0
         assert (outputs / MAIN_OUTPUT[verb]).exists()
         for table in TABLES_OF_STEP.get(verb, []):
             assert (outputs / "unprotected/tables" / f"{table}.csv").is_file()
@@ -453,3 +471,97 @@ def test_no_column_that_was_computed_is_lost_on_the_way_out(
     }
     assert len(computed) >= 20
     assert lost == {}
+
+
+# [sensitivity]
+
+
+def test_sensitivity_repeats_the_main_analysis_and_the_others_are_what_the_study_would_be(
+    tables_study_done: Path,
+) -> None:
+    file, tables = tables_study_done / "study.toml", tables_study_done / "outputs/unprotected/tables"
+    keys = ["site", "score_origin", "model", "exposure", "level", "n", "n_events", "coef", "se", "p", "method"]
+    found = pl.read_csv(tables / "sensitivity.csv", schema=schemas.columns("sensitivity"))
+
+    def of_cox() -> pl.DataFrame:
+        cox = pl.read_csv(tables / "cox.csv", schema=schemas.columns("cox"))
+        alone = cox["model"].is_in(found["model"].unique().implode())
+        return cox.filter(alone, pl.col("term") == "category").select(keys).sort(keys)
+
+    assert found.filter(pl.col("analysis") == "main").select(keys).sort(keys).equals(of_cox())
+    changes = {
+        "maximum_days_between": (r"^\[cohort\]", "[cohort]\nmaximum_days_between = 90"),
+        "pairing": (r"^maximum_days_between = 90", 'pairing = "nearest_before"'),
+        "landmark_days": (r"^blanking_days", "landmark_days = 365\nblanking_days"),
+    }
+    for analysis in ("maximum_days_between", "pairing"):
+        substitute(file, *changes[analysis])
+        for verb in ("link", "prognosis"):
+            assert cli(verb, tables_study_done).code == 0
+        assert found.filter(pl.col("analysis") == analysis).select(keys).sort(keys).equals(of_cox()), analysis
+    substitute(file, r'^pairing = "nearest_before"', "")
+    substitute(file, *changes["landmark_days"])
+    for verb in ("link", "prognosis"):
+        assert cli(verb, tables_study_done).code == 0
+    assert found.filter(pl.col("analysis") == "landmark_days").select(keys).sort(keys).equals(of_cox())
+
+
+def test_values_that_the_study_has_already_are_not_tried_again(tables_study_done: Path) -> None:
+    file = tables_study_done / "study.toml"
+    substitute(file, r"^maximum_days_between = \[90\]", "maximum_days_between = [180, 60, 60]")
+    assert cli("sensitivity", tables_study_done).code == 0
+    found = pl.read_csv(tables_study_done / "outputs/release/tables/sensitivity.csv", infer_schema=False)
+    windows = found.filter(pl.col("analysis") == "maximum_days_between")
+    assert windows["value"].unique().to_list() == ["60"]
+
+
+def test_a_window_that_nobody_is_in_keeps_its_rows_and_says_why(tables_study_done: Path) -> None:
+    substitute(tables_study_done / "study.toml", r"^landmark_days = \[365\]", "landmark_days = [36500]")
+    answer = cli("sensitivity", tables_study_done)
+    assert answer.code == 0
+    assert "landmark_days 36500: 0 patients compared, 0 with MACE" in answer.stderr
+    found = pl.read_csv(tables_study_done / "outputs/release/tables/sensitivity.csv", infer_schema=False)
+    rows = found.filter(pl.col("analysis") == "landmark_days")
+    assert set(rows["reason"]) == {"nobody can be compared"}
+    assert len(rows) == found["exposure"].n_unique()
+    assert cli("report", tables_study_done).code == 0
+
+
+@pytest.mark.parametrize(
+    ("pattern", "replacement", "fact"),
+    [
+        (r"^(maximum_days_between|pairing|landmark_days) = \[.*", "", "each a list; found none"),
+        (r"^landmark_days = \[365\]", "landmark_days = [-1]", "[sensitivity] landmark_days"),
+        (r"^landmark_days = \[365\]", "blanking_days = [30]", "[sensitivity] blanking_days is unknown"),
+        (r'^cacs = "tables/cacs.csv"', "", "[sensitivity] stands without [tables] cacs = [...]"),
+    ],
+)
+def test_a_faulty_section_is_told(tables_study: Path, pattern: str, replacement: str, fact: str) -> None:
+    substitute(tables_study / "study.toml", pattern, replacement)
+    told(cli("run", tables_study), 10, fact)
+
+
+# check
+
+
+def test_check_writes_what_it_found_and_run_looks_at_the_films_once_they_are_indexed(image_study_run: Path) -> None:
+    found = pl.read_csv(image_study_run / "outputs/release/tables/data_problems.csv")
+    assert {"films", "cacs", "clinical", "events", "follow_up"} <= set(found["table"])
+    assert found.filter(pl.col("problem") == "sex_contradicts_header")["of"].to_list() > [100]
+
+
+def test_two_columns_swapped_are_told_by_check_and_by_the_page(tables_study_done: Path) -> None:
+    swap = {"ct_date": "birth_date", "birth_date": "ct_date"}
+    tables = tables_study_done / "tables"
+    scores, people = (pl.read_csv(tables / f"{name}.csv", infer_schema=False) for name in ("cacs", "clinical"))
+    both = scores.join(people, on="patient_id").unique("patient_id").rename(swap)
+    both.select(scores.columns).write_csv(tables / "cacs.csv")
+    both.select(people.columns).write_csv(tables / "clinical.csv")
+    answer = cli("check", tables_study_done)
+    assert answer.code == 0
+    n = len(both)
+    assert f"warning: cacs.ct_date: before birth in {n:,} of {n:,}, compared with clinical." in answer.stdout
+    for verb in ("link", "report"):
+        cli(verb, tables_study_done)
+    page = (tables_study_done / "outputs/release/report.html").read_text(encoding="utf-8")
+    assert "Before birth. Identifiers of two people, or swapped columns" in page

@@ -35,8 +35,15 @@ def reported_tables(
     tables = {
         name: schemas.conform(pl.DataFrame(found, infer_schema_length=None), name) for name, found in rows.items()
     }
-    first = {"attrition": _attrition(n), "baseline": _baseline(people), "training_curves": _training_curves()}
-    first["recalibration"] = _recalibration(n)
+    places = {"all": people} | ({site: part for site, _, part in parts if site != "all"} if len(sites) > 1 else {})
+    first = {
+        "data_problems": _data_problems(n),
+        "attrition": _attrition(n),
+        "interval": _interval(places),
+        "baseline": pl.concat(_baseline(part, site) for site, part in places.items()),
+        "training_curves": _training_curves(),
+        "recalibration": _recalibration(n),
+    }
     return {**first, **tables, "audit_coverage": _coverage(people)}
 
 
@@ -92,7 +99,27 @@ def _attrition(n: int) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=list(schemas.columns("attrition").items()), orient="row")
 
 
-def _baseline(people: pl.DataFrame) -> pl.DataFrame:
+def _data_problems(n: int) -> pl.DataFrame:
+    names = "table column compared_with problem n of percent severity advice"
+    rows = [
+        _row(names, "cacs", "patient_id", "films", "patient_not_there", 9, n, 900 / n, "note", "Of another kind?"),
+        _row(names, "cacs", "ct_date", "clinical", "before_birth", n // 4, n, 25.0, "warning", "Of two people?"),
+        _row(names, "events", None, None, "duplicated_row", 0, n, 0.0, "none", "They count once."),
+    ]
+    return schemas.conform(pl.DataFrame(rows, infer_schema_length=None), "data_problems")
+
+
+def _interval(places: dict[str, pl.DataFrame]) -> pl.DataFrame:
+    bins = ((-180, -91), (-90, -1), (0, 0), (1, 90), (91, 180))
+    rows = [
+        _row("site lower_days upper_days n", site, *days, len(part) // 5)
+        for site, part in places.items()
+        for days in bins
+    ]
+    return schemas.conform(pl.DataFrame(rows), "interval")
+
+
+def _baseline(people: pl.DataFrame, site: str) -> pl.DataFrame:
     female, n = pl.col("female"), pl.len().cast(pl.Float64)
     cells = [
         ("patients", None, "n", n, 0, None),
@@ -107,7 +134,7 @@ def _baseline(people: pl.DataFrame) -> pl.DataFrame:
     for variable, level, statistic, value, missing, difference in cells:
         row = _row(
             "site variable level statistic missing standardised_difference",
-            "all",
+            site,
             variable,
             level,
             statistic,
@@ -305,7 +332,7 @@ def _kaplan_meier(part: pl.DataFrame) -> list[dict[str, Any]]:
 
 
 def _cox(part: pl.DataFrame) -> dict[str, list[dict[str, Any]]]:
-    rows: dict[str, list[dict[str, Any]]] = {"cox": [], "cox_fit": []}
+    rows: dict[str, list[dict[str, Any]]] = {"cox": [], "cox_fit": [], "sensitivity": []}
     n, n_events = len(part), int(part["event"].sum())
     for exposure in EXPOSURES:
         rates = [_rate(part.filter(pl.col(exposure) == code)) for code in range(4)]
@@ -325,6 +352,12 @@ def _cox(part: pl.DataFrame) -> dict[str, list[dict[str, Any]]]:
             fit = _row(names, -812.4, -790.1, 3, 44.6, 1.1e-9, 1586.2, 0.68, 0.02, 32.0)
             about = _row("model n n_events method", model, n, n_events, method)
             rows["cox_fit"].append({**about, **({} if few else fit)})
+    rows["sensitivity"] = [
+        {**row, "analysis": analysis, "value": value, "n_model": n - lost, "n_events_model": n_events}
+        for analysis, value, lost in (("main", None, 0), ("pairing", "nearest_before", 9), ("landmark_days", "90", 5))
+        for row in rows["cox"]
+        if row["term"] == "category"
+    ]
     return rows
 
 

@@ -27,9 +27,9 @@ def texts(figure):
 
 def test_every_table_with_a_figure_has_it_under_its_name(drawn):
     assert set(drawn) == {
-        "attrition", "training_curves", "discrimination", "roc",
+        "attrition", "interval", "training_curves", "discrimination", "roc",
         "calibration", "calibration_curve", "decision_curve", "audit_positivity",
-        "cox", "kaplan_meier",
+        "cox", "sensitivity", "kaplan_meier",
         "kaplan_meier-true", "kaplan_meier-cxr", "kaplan_meier-integrated", "crosstab-cxr", "crosstab-integrated",
         "discordance-cxr", "discordance-integrated",
     }  # fmt: skip

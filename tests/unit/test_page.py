@@ -171,8 +171,8 @@ def test_parts_without_data_are_left_out_and_named(content):
     absent = re.search(r"Not part of this run: (.*)\.</p>", html)
     assert absent is not None
     assert absent[1].split("; ") == [
-        "Archive and refusals", "Baseline characteristics", "Discrimination, calibration, categories", "Prognosis",
-        "Screening audit",
+        "Archive and refusals", "Data problems", "Baseline characteristics", "Discrimination, calibration, categories",
+        "Prognosis", "Screening audit",
     ]  # fmt: skip
     assert 'id="prognosis"' not in html and 'id="key"' not in html
 
