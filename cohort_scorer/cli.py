@@ -130,10 +130,8 @@ def check(study: StudyPath = Path(), as_json: JsonOption = False) -> None:
     """Look for every fault in study file, tables, identifiers and bundle; print the plan."""
     with _faults_told():
         from cohort_scorer.stages import check as stage
-        from cohort_scorer.stages import run
 
-        loaded = _load(study)
-        found = stage.check(loaded, [name for name, _ in run.steps(loaded)])
+        found = stage.check(_load(study))
         print(
             json.dumps({"plan": found.plan, "faults": list(map(str, found.faults))})
             if as_json
@@ -270,7 +268,7 @@ def schema(
             unit = f" [{field['unit']}]" if "unit" in field else ""
             said = [word if value is True else f"{word} {value}" for word, value in rules.items() if value is not False]
             print(
-                f"{field['name']:28}{field['type']:9}{unit} {field['description']}"
+                f"{field['name']:30}{field['type']:9}{unit} {field['description']}"
                 + (f" ({'; '.join(said)})" if said else "")
             )
 

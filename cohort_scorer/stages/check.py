@@ -1,7 +1,7 @@
 """check: study file, tables, bundle, identifiers; all faults at once; touches no pixel. Prints the plan."""
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -39,19 +39,15 @@ class Findings:
     knows_films: bool = False
 
 
-def check(study: Study, planned: Sequence[str]) -> Findings:
+def check(study: Study) -> Findings:
     """Look at everything but pixels, and collect every fault instead of stopping at the first.
 
     Writes data_problems.csv of the tables that can be read.
-
-    Args:
-        study: The study.
-        planned: The steps that `run` would take.
     """
     found = Findings()
     step = Step(study, "check")
     step.forget_outputs()
-    found.plan.append(f"{study.study.title}: {' -> '.join(planned)}")
+    found.plan.append(f"{study.study.title}: {' -> '.join(planned(study))}")
     found.faults += missing_sections(study)
     if study.outcome and not study.tables.follow_up:
         found.faults.append(
@@ -84,6 +80,23 @@ def check(study: Study, planned: Sequence[str]) -> Findings:
     _problems(study, step, tables, films, found)
     _warnings(study, found)
     return found
+
+
+def planned(study: Study) -> list[str]:
+    """The steps that this study file has sections for, in order."""
+    has_scores = bool(study.model or study.tables.scores)
+    wanted = {
+        "index": study.archive and not study.tables.scores,
+        "link": study.cohort,
+        "train": study.train and study.cohort and not study.tables.scores,
+        "score": study.model and not study.tables.scores,
+        "validate": study.cohort and study.tables.cacs and has_scores,
+        "prognosis": study.outcome and study.cohort and has_scores,
+        "sensitivity": study.sensitivity and study.outcome and study.cohort and has_scores,
+        "audit": study.audit and has_scores,
+        "report": True,
+    }
+    return [name for name, needed in wanted.items() if needed]
 
 
 def missing_sections(study: Study) -> Iterator[StudyFileError]:
@@ -199,7 +212,7 @@ def _problems(
         what = row["problem"].replace("_", " ")
         against = f", compared with {row['compared_with']}" if row["compared_with"] else ""
         found.plan.append(f"warning: {where}: {what} in {row['n']:,} of {row['of']:,}{against}. {row['advice']}")
-    publish(step, {"data_problems": counted}, inputs.stamps(study))
+    publish(step, {"data_problems": counted}, ())  # no figure, and a bundle that may be faulty
     step.facts |= {"n_faults": len(found.faults), "severity": dict(counted["severity"].value_counts().iter_rows())}
     step.finish()
 

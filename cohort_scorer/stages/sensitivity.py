@@ -22,7 +22,8 @@ _SECTIONS = {"maximum_days_between": "cohort", "pairing": "cohort", "landmark_da
 def sensitivity(study: Study, machine: Machine, console: Console) -> Path:
     """Make cohort and analysis set anew under each value of [sensitivity]; write sensitivity.csv.
 
-    The first rows are the main analysis, made in the same way; every other differs from it in one value.
+    The first rows are the main analysis, made in the same way; every other differs from it in one value. Predicted
+    categories are those of the main analysis: cut points that are found in a cohort are not found anew.
     """
     step = Step(study, "sensitivity")
     step.forget_outputs()

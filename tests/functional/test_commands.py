@@ -371,8 +371,8 @@ def test_report_says_which_steps_ran_before_the_study_file_changed(tables_study_
     for verb in ("link", "prognosis", "audit"):
         assert cli(verb, tables_study_done).code == 0
     answer = cli("report", tables_study_done)
-    assert "warning: validate ran before study.toml changed" in answer.stderr
-    assert "RUN BEFORE STUDY.TOML CHANGED: validate<" in page.read_text()
+    assert "warning: check, validate, sensitivity ran before study.toml changed" in answer.stderr
+    assert "RUN BEFORE STUDY.TOML CHANGED: check, validate, sensitivity<" in page.read_text()
 
 
 def test_report_says_which_steps_ran_before_a_table_changed(tables_study_done: Path) -> None:
@@ -381,8 +381,8 @@ def test_report_says_which_steps_ran_before_a_table_changed(tables_study_done: P
     pl.read_csv(clinical, infer_schema=False).head(1_200).write_csv(clinical)
     assert cli("link", tables_study_done).code == 0
     answer = cli("report", tables_study_done)
-    assert "warning: validate, prognosis, audit ran before its inputs changed" in answer.stderr
-    assert "RUN BEFORE ITS INPUTS CHANGED: validate, prognosis, audit<" in page.read_text()
+    assert "warning: check, validate, prognosis, sensitivity, audit ran before its inputs changed" in answer.stderr
+    assert "RUN BEFORE ITS INPUTS CHANGED: check, validate, prognosis, sensitivity, audit<" in page.read_text()
 
 
 def test_missing_values_as_r_and_stata_write_them_are_missing(tables_study: Path) -> None:
@@ -480,6 +480,10 @@ def test_sensitivity_repeats_the_main_analysis_and_the_others_are_what_the_study
     tables_study_done: Path,
 ) -> None:
     file, tables = tables_study_done / "study.toml", tables_study_done / "outputs/unprotected/tables"
+    # Cut points that are found in the cohort would change with it; sensitivity keeps those of the main analysis.
+    file.write_text(file.read_text() + "\n[model]\ncategory_rule = [0.5, 0.3, 0.2]\n")
+    for verb in ("prognosis", "sensitivity"):
+        assert cli(verb, tables_study_done).code == 0
     keys = ["site", "score_origin", "model", "exposure", "level", "n", "n_events", "coef", "se", "p", "method"]
     found = pl.read_csv(tables / "sensitivity.csv", schema=schemas.columns("sensitivity"))
 

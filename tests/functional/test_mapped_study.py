@@ -75,8 +75,11 @@ def test_the_tables_of_the_run_are_the_same_to_the_last_byte(disguised: Path, ta
     assert checked.code == 0, checked.stderr
     assert cli("run", disguised).code == 0
     tables = Path("outputs", "unprotected", "tables")
-    theirs = {path.name: path.read_bytes() for path in (disguised / tables).glob("*.csv")}
-    assert theirs == {path.name: path.read_bytes() for path in (tables_study_run / tables).glob("*.csv")}
+    mine, theirs = (
+        {path.name: path.read_bytes() for path in (study / tables).glob("*.csv") if path.stem != "data_problems"}
+        for study in (disguised, tables_study_run)  # data_problems.csv has rows of the table of diagnoses
+    )
+    assert mine == theirs
     for name in ("cohort", "analysis_set"):
         path = Path("outputs", "patient_level", f"{name}.parquet")
         assert pl.read_parquet(disguised / path).equals(pl.read_parquet(tables_study_run / path))
