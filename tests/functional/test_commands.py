@@ -569,3 +569,44 @@ def test_two_columns_swapped_are_told_by_check_and_by_the_page(tables_study_done
         cli(verb, tables_study_done)
     page = (tables_study_done / "outputs/release/report.html").read_text(encoding="utf-8")
     assert "Before birth. Identifiers of two people, or swapped columns" in page
+
+
+# What a clinician adds up
+
+
+@pytest.mark.parametrize("study", ["image_study_run", "tables_study_run"])
+def test_the_flow_of_patients_chains_from_all_considered_to_the_patients_compared(
+    study: str, request: pytest.FixtureRequest
+) -> None:
+    outputs = request.getfixturevalue(study) / "outputs"
+    flow = pl.read_csv(outputs / "unprotected/tables/attrition.csv")
+    assert (flow["n_before"] - flow["n_excluded"]).to_list() == flow["n_after"].to_list()
+    assert flow["n_before"].to_list()[1:] == flow["n_after"].to_list()[:-1]
+    assert flow["n_before"][0] - flow["n_after"][-1] == flow["n_excluded"].sum()
+    cohort = pl.read_parquet(outputs / "patient_level/cohort.parquet")
+    people = pl.read_parquet(outputs / "patient_level/analysis_set.parquet")
+    assert flow.filter(pl.col("step") == "cohort")["n_after"][-1] == len(cohort)
+    assert flow["n_before"][-1] == len(people)
+    assert flow["n_after"][-1] == people["in_common"].sum()
+    for name in ("baseline", "interval"):
+        table = pl.read_csv(outputs / f"unprotected/tables/{name}.csv").filter(pl.col("site") == "all")
+        counts = table.filter(pl.col("variable") == "patients")["overall"] if name == "baseline" else table["n"]
+        assert counts.sum() == len(cohort)
+
+
+@pytest.mark.parametrize("study", ["image_study_run", "tables_study_run"])
+def test_events_and_person_years_are_those_of_the_patients_in_common(
+    study: str, request: pytest.FixtureRequest
+) -> None:
+    outputs = request.getfixturevalue(study) / "outputs"
+    people = pl.read_parquet(outputs / "patient_level/analysis_set.parquet").filter("in_common")
+    rates = pl.read_csv(outputs / "unprotected/tables/event_rates.csv")
+    assert rates["exposure"].n_unique() == 3
+    for (site, origin, exposure), rows in rates.group_by("site", "score_origin", "exposure"):
+        here = people if site == "all" else people.filter(pl.col("site") == site, pl.col("score_origin") == origin)
+        for category, n, events, person_years in rows.select("category", "n", "events", "person_years").iter_rows():
+            there = here.filter(pl.col(f"{exposure}_category") == category)
+            assert (n, events) == (len(there), (there["status"] == 1).sum())
+            assert person_years == pytest.approx(there["time_days"].sum() / 365.25, rel=1e-12)
+        assert (rows["n"].sum(), rows["events"].sum()) == (len(here), (here["status"] == 1).sum())
+        assert rows["person_years"].sum() == pytest.approx(here["time_days"].sum() / 365.25, rel=1e-12)
