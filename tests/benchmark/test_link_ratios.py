@@ -112,11 +112,13 @@ def test_link_and_follow_up_of_a_million_patients(tmp_path: Path) -> None:
     for n in (100_000, 1_000_000):
         folder = tmp_path / str(n)
         write_study(folder, n)
+        check = seconds_and_gib([*COMMAND, "check", str(folder)])
         link = seconds_and_gib([*COMMAND, "link", str(folder), "--quiet"])
         follow = seconds_and_gib([sys.executable, "-c", FOLLOW, str(folder)])
         found[n] = (link, follow)
+        print(f"\n{n:,} patients: `check` {check[0]:.1f} s, {check[1]:.2f} GiB")
         print(
-            f"\n{n:,} patients, {5 * n:,} films, {10 * n:,} events: `link` {link[0]:.1f} s, {link[1]:.2f} GiB; "
+            f"{n:,} patients, {5 * n:,} films, {10 * n:,} events: `link` {link[0]:.1f} s, {link[1]:.2f} GiB; "
             f"follow-up {follow[0]:.1f} s, {follow[1]:.2f} GiB"
         )
     few, many = (sum(part[0] for part in found[n]) for n in (100_000, 1_000_000))
