@@ -21,7 +21,7 @@ def table(cohort: pl.DataFrame, categories: Sequence[str], declared: Sequence[st
     missing. Text with more than 12 levels is left out: it identifies rather than describes.
 
     Args:
-        cohort: One row per patient, with true_category and site.
+        cohort: One row per patient, with true_category and site (never missing).
         categories: The categories, lowest first.
         declared: Clinical columns that the study file names; others may be notes or record numbers and stay inside.
 
@@ -81,7 +81,7 @@ def interval(cohort: pl.DataFrame, maximum_days_between: int) -> pl.DataFrame:
 
 def _sites(cohort: pl.DataFrame) -> dict[str, pl.DataFrame]:
     """The patients of each site, where there are several."""
-    parts = cohort.drop_nulls("site").partition_by("site", as_dict=True)
+    parts = cohort.partition_by("site", as_dict=True)
     return {str(site): people for (site,), people in sorted(parts.items())} if len(parts) > 1 else {}
 
 

@@ -63,6 +63,11 @@ def age_band(age: str) -> pl.Expr:
     )
 
 
+def bmi_of_height_and_weight() -> pl.Expr:
+    """weight_kg / height_m^2, in kg/m2; null where either is missing."""
+    return pl.col("weight_kg") / (pl.col("height_cm") / 100) ** 2
+
+
 def describe(films: pl.DataFrame, clinical: pl.DataFrame | None) -> pl.DataFrame:
     """Add what is known of the patient on the day of the film.
 
@@ -88,7 +93,7 @@ def describe(films: pl.DataFrame, clinical: pl.DataFrame | None) -> pl.DataFrame
     else:
         others = [column for column in clinical.columns if column == "patient_id" or column not in header.columns]
         known = header.join(clinical.select(others), on="patient_id", how="left", maintain_order="left")
-    bmi = pl.coalesce("bmi", pl.col("weight_kg") / (pl.col("height_cm") / 100) ** 2)
+    bmi = pl.coalesce("bmi", bmi_of_height_and_weight())
     age = pl.coalesce(age_years("birth_date", "study_date"), "age_years", "film_age_years")
     return known.with_columns(
         pl.coalesce("site", "film_site", pl.lit("unknown")).alias("site"),

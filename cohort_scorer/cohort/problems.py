@@ -10,7 +10,7 @@ from datetime import date
 import polars as pl
 
 from cohort_scorer.cohort import identifiers
-from cohort_scorer.cohort.eligibility import age_years
+from cohort_scorer.cohort.eligibility import age_years, bmi_of_height_and_weight
 
 _DATES = {
     "cacs": "ct_date",
@@ -54,6 +54,8 @@ _ADVICE: dict[str, tuple[float, str]] = {
     ),
 }
 """By problem: the share of rows above which it is a warning and not a note, and what to make of it."""
+
+_Row = tuple[str, str | None, str | None, str, int, int]
 
 
 def table(
@@ -103,9 +105,6 @@ def table(
     )
 
 
-_Row = tuple[str, str | None, str | None, str, int, int]
-
-
 def _matches(known: Mapping[str, pl.DataFrame]) -> Iterator[_Row]:
     """Every table against every other: a film without a CT and a CT without a film are different questions."""
     ids = {name: frame["patient_id"].drop_nulls().unique() for name, frame in known.items()}
@@ -119,7 +118,7 @@ def _matches(known: Mapping[str, pl.DataFrame]) -> Iterator[_Row]:
             n_without_case = int(lower[name].is_in(lower[other].implode()).sum())
             counts = {
                 "patient_not_there": found.n - found.n_matched,
-                "patient_there_without_zeros": max(found.n_gained, 0),
+                "patient_there_without_zeros": found.n_gained,
                 "patient_there_without_case": n_without_case - found.n_matched,
             }
             for problem, n in counts.items():
@@ -133,7 +132,7 @@ def _missing(known: Mapping[str, pl.DataFrame], declared: Sequence[str]) -> Iter
     if "clinical" not in known:
         return
     clinical = known["clinical"].with_columns(
-        pl.coalesce("bmi", pl.col("weight_kg") + pl.col("height_cm")).alias("bmi"),
+        pl.coalesce("bmi", bmi_of_height_and_weight()).alias("bmi"),
         pl.coalesce(pl.col("birth_date").dt.year().cast(pl.Float64), "age_years").alias("age_years"),
     )
     described = dict.fromkeys(["sex", "age_years", "bmi", "site", *declared])
@@ -151,7 +150,7 @@ def _clinical(known: Mapping[str, pl.DataFrame]) -> Iterator[_Row]:
         yield "clinical", column, None, "outside_usual_range", outside, clinical[column].count()
     height, weight = pl.col("height_cm"), pl.col("weight_kg")
     both = clinical.filter(height.is_not_null() & weight.is_not_null())
-    of_both = pl.col("weight_kg") / (pl.col("height_cm") / 100) ** 2
+    of_both = bmi_of_height_and_weight()
     in_kilograms = of_both * _KG_PER_POUND
     checks: list[tuple[str, str, pl.DataFrame, pl.Expr]] = [
         ("height_cm", "height_in_metres", clinical.drop_nulls("height_cm"), height.is_between(1, 2.3)),

@@ -233,13 +233,12 @@ def sensitivity(frame: pl.DataFrame) -> Printed:
     """Adjusted hazard ratios of every exposure, a row per analysis and category."""
     exposures = [name for name, _ in _split(frame, "exposure")]
     bodies = []
-    for heading, part in _bodies(frame.with_columns(pl.col("value").fill_null(""))):
+    is_reference = pl.col("level").eq_missing(schemas.vocabulary("kaplan_meier", "category")[0])
+    for heading, part in _bodies(frame.filter(~is_reference)):
         lines = []
         for rows in part.partition_by("analysis", "value", "level", maintain_order=True):
             first = rows.row(0, named=True)
             adjusted = {row["exposure"]: row for row in rows.iter_rows(named=True) if row["model"][:6] != "crude:"}
-            if first["level"] is not None and all(row["hr"] == 1 for row in adjusted.values()):
-                continue
             lines.append(
                 (
                     wording.analysis(first["analysis"], first["value"]),

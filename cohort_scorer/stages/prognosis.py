@@ -210,5 +210,10 @@ def _warn(result: survival.Prognosis, console: Console) -> None:
         console.say(f"warning: {count:,} models not fitted: {reason}")
     if result.few_per_parameter:
         console.say(f"warning: {len(result.few_per_parameter):,} models have fewer than 10 events per parameter")
-    if (result.lifelines_difference or 0) > _TOLERATED_DIFFERENCE:
-        console.say(f"warning: a coefficient differs from lifelines by {result.lifelines_difference:.1e}")
+    tell_difference(result.lifelines_difference or 0.0, console)
+
+
+def tell_difference(difference: float, console: Console) -> None:
+    """Warn where a coefficient is farther from that of lifelines than rounding brings it."""
+    if difference > _TOLERATED_DIFFERENCE:
+        console.say(f"warning: a coefficient differs from lifelines by {difference:.1e}")

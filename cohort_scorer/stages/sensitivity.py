@@ -7,11 +7,12 @@ import polars as pl
 
 from cohort_scorer import schemas
 from cohort_scorer.cohort import follow_up, pairing
+from cohort_scorer.errors import EmptyCohortError
 from cohort_scorer.provenance import Step
 from cohort_scorer.reporting.release import publish
 from cohort_scorer.stages import Console, Machine, inputs
-from cohort_scorer.stages.link import linking_rules
-from cohort_scorer.stages.prognosis import event_rules, exposures_of, in_common
+from cohort_scorer.stages.link import linking_rules, name_faults
+from cohort_scorer.stages.prognosis import event_rules, exposures_of, in_common, tell_difference
 from cohort_scorer.statistics import prognosis as survival
 from cohort_scorer.study import Study
 
@@ -30,9 +31,11 @@ def sensitivity(study: Study, machine: Machine, console: Console) -> Path:
     films = inputs.films(study, step)
     cacs, clinical = inputs.table(study, step, "cacs"), inputs.table(study, step, "clinical")
     events, contacts = (inputs.required_table(study, step, name) for name in ("events", "follow_up"))
+    for fault in name_faults(study, clinical, events):
+        raise fault
     scored, unreadable = inputs.scores(study, step), inputs.unreadable(study)
     exposures: list[str] = []
-    parts, not_fitted = [], []
+    parts, not_fitted, difference = [], [], 0.0
     for analysis, value, varied in _analyses(study):
         linked, _ = pairing.link(films, cacs, clinical, events, linking_rules(varied), inputs.categories())
         cohort = schemas.conform(linked, "cohort")
@@ -41,6 +44,12 @@ def sensitivity(study: Study, machine: Machine, console: Console) -> Path:
         exposures = exposures or exposures_of(found.people)
         compared = in_common(varied, found.people, exposures).filter("in_common")
         n_events = compared.filter(pl.col("status") == follow_up.EVENT).height
+        if analysis == MAIN and compared.is_empty():
+            raise EmptyCohortError(
+                f"Nobody can be compared in the main analysis: {len(cohort):,} patients in the cohort.",
+                "Expected patients with a score, follow-up, and every category and covariate; found none.",
+                "Run `cohort-scorer prognosis`: its attrition.csv says where they leave.",
+            )
         label = f"{analysis} {value}".strip()
         console.say(f"{label}: {len(compared):,} patients compared, {n_events:,} with {varied.require('outcome').name}")
         result = survival.hazard_ratios(
@@ -50,15 +59,18 @@ def sensitivity(study: Study, machine: Machine, console: Console) -> Path:
             study.comparison.adjust_for,
             study.comparison.confidence_level,
         )
+        difference = max(difference, result.lifelines_difference or 0.0)
         rows = result.tables["cox"] if len(compared) else _nobody(exposures)
         parts.append(rows.with_columns(pl.lit(analysis).alias("analysis"), pl.lit(value).alias("value")))
         not_fitted += [f"{label}: {model}" for model in (*result.not_converged, *result.hindered)]
     inputs.tell_dropped(step, console)
     publish(step, {"sensitivity": pl.concat(parts, how="diagonal_relaxed")}, inputs.stamps(study))
     step.facts |= {"analyses": len(parts), "not_fitted": not_fitted}
+    step.facts["largest_difference_from_lifelines"] = difference
     step.finish()
     if not_fitted:
         console.say(f"warning: {len(not_fitted):,} models not fitted; sensitivity.csv has the reasons")
+    tell_difference(difference, console)
     return study.unprotected / "tables" / "sensitivity.csv"
 
 

@@ -531,6 +531,20 @@ def test_a_window_that_nobody_is_in_keeps_its_rows_and_says_why(tables_study_don
     assert cli("report", tables_study_done).code == 0
 
 
+def test_sensitivity_alone_tells_what_stops_link_and_prognosis(tables_study_done: Path) -> None:
+    file = tables_study_done / "study.toml"
+    text = file.read_text()
+    file.write_text(text.replace('"prior_pci"', '"prior_pcy"'))
+    told(cli("sensitivity", tables_study_done, "--quiet"), 10, "exclude_if", "Did you mean prior_pci?")
+    file.write_text(text.replace("[cohort]", "[cohort]\nminimum_age_years = 119"))
+    told(cli("sensitivity", tables_study_done, "--quiet"), 14, "Nobody can be compared", "main analysis")
+
+
+def test_sensitivity_notes_how_far_its_fits_are_from_lifelines(tables_study_run: Path) -> None:
+    manifest = json.loads((tables_study_run / "outputs/unprotected/manifests/sensitivity.json").read_text())
+    assert 0 < manifest["facts"]["largest_difference_from_lifelines"] < 1e-6
+
+
 @pytest.mark.parametrize(
     ("pattern", "replacement", "fact"),
     [

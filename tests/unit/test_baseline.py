@@ -73,6 +73,8 @@ def test_each_site_is_described_by_itself_and_the_sites_are_compared():
     assert (cell("sex", "n", "missing", "F", site="A"), cell("sex", "n", "missing", "F", site="B")) == (1, 0)
     # Ages 40, 50, 80 and 60, 70, 55: |170/3 - 185/3| / sqrt((1300/3 + 175/3) / 2)
     assert cell("age_years", "mean", "site_standardised_difference") == pytest.approx(5 / (1475 / 6) ** 0.5)
+    # Two of two are women at A, one of three at B: |1 - 1/3| / sqrt((0 + 2/9) / 2)
+    assert cell("sex", "n", "site_standardised_difference", "F") == pytest.approx(2)
     assert TABLE.filter(pl.col("site") != "all")["site_standardised_difference"].null_count() == len(
         TABLE.filter(pl.col("site") != "all")
     )

@@ -71,6 +71,22 @@ def test_a_site_name_is_text_whatever_it_holds():
     assert any(r"$\foo$" in text for text in texts(drawn["cox"]))
 
 
+def test_sensitivity_draws_every_analysis_though_one_has_a_single_site_or_nobody(tables):
+    table = tables["sensitivity"]
+    landmark = pl.col("analysis") == "landmark_days"
+    one_site = table.filter(~landmark | (pl.col("site") == "Hospital A"))
+    nobody = table.filter(landmark, pl.col("site") == "all", pl.col("level") == "CAC 0").with_columns(
+        level=pl.lit(None, pl.String), hr=pl.lit(None, pl.Float64), method=pl.lit("not_fitted")
+    )
+    only_a = pl.concat([table.filter(~landmark, pl.col("site") == "Hospital A"), nobody])
+    order = {"main": "0", "pairing": "1", "landmark_days": "2"}  # as the step writes them
+    for rows in (table, one_site, only_a):
+        written = rows.sort(pl.col("analysis").replace(order), maintain_order=True)
+        figure = figures.draw({"sensitivity": written}, STAMPS)["sensitivity"]
+        labels = [text.get_text().split("\n")[0] for text in figure.axes[0].get_yticklabels()]
+        assert labels == ["As declared", "Pairing: nearest before", "Landmark: 90 days"]
+
+
 def test_a_category_without_events_is_drawn_and_its_model_is_said_not_to_be_fitted():
     drawn = figures.draw(reported_tables(n=300, sites=("A",), hazards=(0.01, 0.0, 0.05, 0.1)), STAMPS)
     assert "not fitted" in texts(drawn["cox"])
