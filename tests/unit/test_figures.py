@@ -71,8 +71,8 @@ def test_a_site_name_is_text_whatever_it_holds():
     assert any(r"$\foo$" in text for text in texts(drawn["cox"]))
 
 
-def test_sensitivity_draws_every_analysis_though_one_has_a_single_site_or_nobody(tables):
-    table = tables["sensitivity"]
+def test_sensitivity_draws_every_analysis_though_one_has_a_single_site_or_nobody():
+    table = reported_tables(n=2000, hazards=(0.01, 0.03, 0.08, 0.15))["sensitivity"]
     landmark = pl.col("analysis") == "landmark_days"
     one_site = table.filter(~landmark | (pl.col("site") == "Hospital A"))
     nobody = table.filter(landmark, pl.col("site") == "all", pl.col("level") == "CAC 0").with_columns(
