@@ -1,9 +1,10 @@
-"""prognosis: cohort + scores + outcomes -> analysis set -> Kaplan-Meier, log-rank, Cox."""
+"""prognosis: cohort + scores + outcomes -> analysis set -> Kaplan-Meier, Cox, predicted against true categories."""
 
 import difflib
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from cohort_scorer import schemas, storage
@@ -14,6 +15,7 @@ from cohort_scorer.reporting.release import publish
 from cohort_scorer.stages import Console, Machine, inputs
 from cohort_scorer.statistics import kaplan_meier
 from cohort_scorer.statistics import prognosis as survival
+from cohort_scorer.statistics.regression import MINIMUM_EVENTS
 from cohort_scorer.study import Study
 
 _TOLERATED_DIFFERENCE = 1e-6
@@ -67,15 +69,9 @@ def prognosis(study: Study, machine: Machine, console: Console) -> Path:
         )
     if found.n_after_last_contact:
         console.say(f"warning: {found.n_after_last_contact:,} events after the last contact are not used")
-    result = survival.tables(
-        compared,
-        exposures,
-        inputs.categories(),
-        study.comparison.adjust_for,
-        section.horizon_years,
-        bool(section.competing),
-        study.comparison.confidence_level,
-    )
+    declared = choices(study, exposures)
+    with console.progress("prognosis: resamples", declared.replicates * survival.n_groups(compared)) as advance:
+        result = survival.tables(compared, declared, np.random.default_rng(study.study.seed), advance)
     publish(step, result.tables, inputs.stamps(study))
     step.facts |= {
         "n_patients": len(people),
@@ -92,6 +88,9 @@ def prognosis(study: Study, machine: Machine, console: Console) -> Path:
             compared.drop_nulls("first_component")["first_component"].value_counts(sort=True).iter_rows()
         ),
         "largest_difference_from_lifelines": result.lifelines_difference,
+        "bootstrap_replicates": declared.replicates,
+        "seed": study.study.seed,
+        "penalised": result.penalised,
         "not_converged": result.not_converged,
         "not_fitted": result.hindered,
         "fewer_than_10_events_per_parameter": result.few_per_parameter,
@@ -182,6 +181,22 @@ def in_common(study: Study, people: pl.DataFrame, exposures: list[str]) -> pl.Da
     return people.with_columns(pl.all_horizontal(pl.col(needed).is_not_null()).alias("in_common"))
 
 
+def choices(study: Study, exposures: list[str]) -> survival.Choices:
+    """What the study declares of the comparison."""
+    outcome, comparison = study.require("outcome"), study.comparison
+    margin = comparison.noninferiority_margin_c
+    return survival.Choices(
+        exposures=exposures,
+        categories=inputs.categories(),
+        adjust_for=comparison.adjust_for,
+        horizon_years=outcome.horizon_years,
+        competing=bool(outcome.competing),
+        level=comparison.confidence_level,
+        replicates=comparison.bootstrap_replicates,
+        margin=None if margin == "" else margin,
+    )
+
+
 def _write_analysis_set(study: Study, step: Step, people: pl.DataFrame) -> Path:
     path = study.patient_level / "analysis_set.parquet"
     declared = list(schemas.columns("analysis_set"))
@@ -205,6 +220,11 @@ def _attrition(study: Study, analysis: pl.DataFrame, n_people: int, n_compared: 
 
 
 def _warn(result: survival.Prognosis, console: Console) -> None:
+    if result.penalised:
+        console.say(
+            f"warning: {len(result.penalised):,} groups have a category with fewer than {MINIMUM_EVENTS} events, or a "
+            "resample without any: their models are fitted by Firth's likelihood"
+        )
     reasons = Counter(label.split(": ", 1)[1] for label in result.hindered)
     for reason, count in sorted(reasons.items()):
         console.say(f"warning: {count:,} models not fitted: {reason}")

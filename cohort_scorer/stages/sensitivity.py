@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from cohort_scorer import schemas
@@ -12,7 +13,7 @@ from cohort_scorer.provenance import Step
 from cohort_scorer.reporting.release import publish
 from cohort_scorer.stages import Console, Machine, inputs
 from cohort_scorer.stages.link import linking_rules, name_faults
-from cohort_scorer.stages.prognosis import event_rules, exposures_of, in_common, tell_difference
+from cohort_scorer.stages.prognosis import choices, event_rules, exposures_of, in_common, tell_difference
 from cohort_scorer.statistics import prognosis as survival
 from cohort_scorer.study import Study
 
@@ -52,13 +53,8 @@ def sensitivity(study: Study, machine: Machine, console: Console) -> Path:
             )
         label = f"{analysis} {value}".strip()
         console.say(f"{label}: {len(compared):,} patients compared, {n_events:,} with {varied.require('outcome').name}")
-        result = survival.hazard_ratios(
-            compared,
-            exposures,
-            inputs.categories(),
-            study.comparison.adjust_for,
-            study.comparison.confidence_level,
-        )
+        generator = np.random.default_rng(study.study.seed)
+        result = survival.hazard_ratios(compared, choices(study, exposures), generator)
         difference = max(difference, result.lifelines_difference or 0.0)
         rows = result.tables["cox"] if len(compared) else _nobody(exposures)
         parts.append(rows.with_columns(pl.lit(analysis).alias("analysis"), pl.lit(value).alias("value")))

@@ -8,6 +8,7 @@ import polars as pl
 from scipy.special import expit, logit
 
 from cohort_scorer.statistics.inputs import Booleans, Floats, booleans, equal_lengths, floats, normal_quantile
+from cohort_scorer.statistics.splines import restricted_cubic
 
 CLIP = 1e-6
 _MAXIMUM_ITERATIONS = 100
@@ -178,22 +179,11 @@ def _smooth(positive: Booleans, x: Floats) -> tuple[_Logistic, Floats] | str:
 
 
 def _smooth_design(x: Floats, knots: Floats) -> Floats:
-    return np.column_stack([np.ones_like(x), x, _spline(x, knots)])
+    return np.column_stack([np.ones_like(x), x, restricted_cubic(x, knots)])
 
 
 def _one_outcome(positive: Booleans) -> str:
     return "nobody without the outcome" if positive.any() else "nobody with the outcome"
-
-
-def _spline(x: Floats, knots: Floats) -> Floats:
-    """Non-linear terms of a cubic spline that is linear beyond its outer knots (Harrell 2015, eq. 2.25): (n, K - 2)."""
-    last, before = knots[-1], knots[-2]
-    cubes = [np.maximum(x - knot, 0) ** 3 for knot in knots]
-    terms = [
-        cubes[j] - cubes[-2] * (last - knots[j]) / (last - before) + cubes[-1] * (before - knots[j]) / (last - before)
-        for j in range(len(knots) - 2)
-    ]
-    return np.asarray(np.column_stack(terms) / (last - knots[0]) ** 2, dtype=np.float64)
 
 
 def _fit_logistic(design: Floats, positive: Booleans, offset: Floats) -> _Logistic | str:

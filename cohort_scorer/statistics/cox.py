@@ -20,6 +20,7 @@ from cohort_scorer.statistics.inputs import (
     strata_codes,
     survival,
 )
+from cohort_scorer.statistics.partial_likelihood import CaseWeights, Point, evaluate
 from cohort_scorer.statistics.risk_sets import RiskSets
 
 _MAXIMUM_ITERATIONS = 40
@@ -43,6 +44,7 @@ class CoxFit:
         linear_predictor: Coefficients times columns less their means, shape (n,), in the order of the input. Rows with
             equal covariates have exactly equal values.
         covariates: The columns, shape (n, p), in the order of the input.
+        weights: Case weights, shape (n,), in the order of the input.
         sets: Who was at risk at each event.
     """
 
@@ -56,6 +58,7 @@ class CoxFit:
     iterations: int
     linear_predictor: Floats
     covariates: Floats
+    weights: Floats
     sets: RiskSets
 
     @property
@@ -145,94 +148,78 @@ def fit(
     scale = z.std(axis=0)
     constant = np.flatnonzero(np.ptp(z, axis=0) == 0)
     if len(constant):
-        raise _not_converged(int(constant[0]), term_names, "is the same for every patient")
-    sets = RiskSets.build(times, died, strata_codes(strata, len(times)), case)
-    scaled = (z[sets.order] - centre) / scale
-    beta, covariance, loglik_null, loglik, iterations = _newton(sets, scaled, term_names)
+        raise not_converged(int(constant[0]), term_names, "is the same for every patient")
+    sets = RiskSets.build(times, died, strata_codes(strata, len(times)))
+    columns = np.ascontiguousarray(((z[sets.order] - centre) / scale).T)
+    beta, covariance, loglik_null, loglik, iterations = _newton(
+        sets, CaseWeights.of(sets, case[sets.order]), columns, term_names
+    )
     coefficients = beta / scale
-    # Column by column, not by a matrix product: equal rows must give equal values, as ties in the C statistic need.
-    predictor = np.zeros(len(times))
-    for k, coefficient in enumerate(coefficients):
-        predictor += (z[:, k] - centre[k]) * coefficient
     covariance = covariance / np.outer(scale, scale)
-    errors = np.sqrt(np.diag(covariance))
     return CoxFit(
-        coefficients,
-        errors,
-        covariance,
-        loglik_null,
-        loglik,
-        len(times),
-        int(died.sum()),
-        iterations,
-        predictor,
-        z,
-        sets,
+        coefficients=coefficients,
+        standard_errors=np.sqrt(np.diag(covariance)),
+        covariance=covariance,
+        loglik_null=loglik_null,
+        loglik=loglik,
+        n=len(times),
+        n_events=int(died.sum()),
+        iterations=iterations,
+        linear_predictor=predictor(z, centre, coefficients),
+        covariates=z,
+        weights=case,
+        sets=sets,
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Point:
-    """Log likelihood, gradient (p,), information (p, p) and the larger of its two parts' diagonals (p,) at one beta."""
+def predictor(covariates: Floats, centre: Floats, coefficients: Floats) -> Floats:
+    """Linear predictor of centred covariates (n, p); rows with equal covariates have exactly equal values.
 
-    loglik: float
-    gradient: Floats
-    information: Floats
-    moment: Floats
-
-
-def _evaluate(sets: RiskSets, z: Floats, beta: Floats) -> _Point:
-    """Evaluate with one cumulative sum for the likelihood and one per column; z (n, p) in the order of the sets."""
-    eta = z @ beta
-    eta -= eta.mean()
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        relative = sets.weights * np.exp(eta)
-        below = sets.denominators(relative)
-        events = sets.event_rows
-        loglik = sets.weights[events] @ eta[events] - sets.mean_weight @ np.log(below)
-        expected = relative * sets.lived(sets.mean_weight / below)
-        gradient = z.T @ (sets.weights * sets.event - expected)
-        means = np.empty((len(beta), len(below)))  # weighted mean of each column in each event's risk set
-        for k in range(len(beta)):
-            means[k] = sets.denominators(relative * z[:, k]) / below
-        moment = (z * expected[:, None]).T @ z
-        information = moment - (means * sets.mean_weight) @ means.T
-    return _Point(float(loglik), gradient, information, np.diag(moment).copy())
+    Column by column, not by a matrix product, which may round equal rows differently: ties matter to the C statistic.
+    """
+    found = np.zeros(len(covariates))
+    for k, coefficient in enumerate(coefficients):
+        found += (covariates[:, k] - centre[k]) * coefficient
+    return found
 
 
-def _newton(sets: RiskSets, z: Floats, term_names: Sequence[str] | None) -> tuple[Floats, Floats, float, float, int]:
+def _newton(
+    sets: RiskSets, case: CaseWeights, columns: Floats, term_names: Sequence[str] | None
+) -> tuple[Floats, Floats, float, float, int]:
     """Maximise; return beta, its covariance, the log likelihoods at 0 and at beta, and the number of steps."""
-    beta = np.zeros(z.shape[1])
-    point = start = _evaluate(sets, z, beta)
-    weak = _weak_pivot(start.information, start.moment)
+    beta = np.zeros(len(columns))
+    point = start = evaluate(sets, case, columns, beta)
+    weak = weak_pivot(start.information, start.moment)
     if weak is not None:
-        raise _not_converged(weak, term_names, "is constant within strata or follows from the terms before it")
+        raise not_converged(weak, term_names, "is constant within strata or follows from the terms before it")
     step: Floats = beta
     for iteration in range(_MAXIMUM_ITERATIONS):
-        weak = _weak_pivot(point.information, start.moment)
+        weak = weak_pivot(point.information, start.moment)
         if weak is not None:
-            raise _not_converged(weak, term_names, "separates patients with events from those without")
+            raise not_converged(weak, term_names, "separates patients with events from those without")
         step = np.asarray(np.linalg.solve(point.information, point.gradient), dtype=np.float64)
         if not len(step) or np.abs(step).max() <= _STEP_TOLERANCE:
-            final = _evaluate(sets, z, beta + step)
+            final = evaluate(sets, case, columns, beta + step)
             covariance: Floats = np.asarray(np.linalg.inv(final.information), dtype=np.float64)
-            return beta + step, covariance, start.loglik, final.loglik, iteration
-        beta, point = _halved(sets, z, beta, step, point)
-    raise _not_converged(int(np.abs(step).argmax()), term_names, f"still moves after {_MAXIMUM_ITERATIONS} steps")
+            return beta + step, covariance, float(start.loglik), float(final.loglik), iteration
+        beta, point = _halved(sets, case, columns, beta, step, point)
+    raise not_converged(int(np.abs(step).argmax()), term_names, f"still moves after {_MAXIMUM_ITERATIONS} steps")
 
 
-def _halved(sets: RiskSets, z: Floats, beta: Floats, step: Floats, point: _Point) -> tuple[Floats, _Point]:
+def _halved(
+    sets: RiskSets, case: CaseWeights, columns: Floats, beta: Floats, step: Floats, point: Point
+) -> tuple[Floats, Point]:
     """Take the step, halved until the likelihood does not fall (beyond rounding)."""
     floor = point.loglik - 1e-12 * abs(point.loglik)
     for _ in range(30):
-        candidate = _evaluate(sets, z, beta + step)
+        candidate = evaluate(sets, case, columns, beta + step)
         if candidate.loglik >= floor and np.isfinite(candidate.information).all():
             return beta + step, candidate
         step = step / 2
     return beta, point
 
 
-def _weak_pivot(information: Floats, moment: Floats) -> int | None:
+def weak_pivot(information: Floats, moment: Floats) -> int | None:
     """First term without information beyond that of the terms before it, by symmetric elimination."""
     work = information.copy()
     for k in range(len(work)):
@@ -242,7 +229,8 @@ def _weak_pivot(information: Floats, moment: Floats) -> int | None:
     return None
 
 
-def _not_converged(term: int, term_names: Sequence[str] | None, problem: str) -> ConvergenceError:
+def not_converged(term: int, term_names: Sequence[str] | None, problem: str) -> ConvergenceError:
+    """What a fit without a maximum says of the term that is to blame."""
     name = f"term {term}" if term_names is None else f"term {term} ({term_names[term]})"
     return ConvergenceError(
         f"A Cox model did not converge: {name} {problem}.",

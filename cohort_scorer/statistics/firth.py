@@ -5,46 +5,88 @@ information is added to Efron's log partial likelihood. Intervals and p values a
 it is far from quadratic where events are few.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 from scipy.optimize import brentq
 from scipy.special import chdtrc, chdtri
 
 from cohort_scorer.errors import ConvergenceError
-from cohort_scorer.statistics.inputs import Floats, equal_lengths, floats, strata_codes, survival
+from cohort_scorer.statistics.cox import CoxFit, not_converged, predictor, weak_pivot
+from cohort_scorer.statistics.inputs import Booleans, Floats, Integers, equal_lengths, floats, strata_codes, survival
+from cohort_scorer.statistics.partial_likelihood import CaseWeights, Point, evaluate
 from cohort_scorer.statistics.risk_sets import RiskSets
 
 _MAXIMUM_ITERATIONS = 200
 _GRADIENT_TOLERANCE = 1e-9
-_LARGEST_STEP = 2.0  # in standard deviations of a column: the first steps of a separated category overshoot
+LARGEST_STEP = 2.0
+"""In standard deviations of a column: the first steps of a separated category overshoot."""
+_LIMIT_STEPS = 30
+_LIMIT_TOLERANCE = 1e-11
 _FARTHEST = 60.0
 
 
 @dataclass(frozen=True, eq=False)
-class FirthFit:
-    """A penalised Cox model with p terms.
+class FirthFit(CoxFit):
+    """A penalised Cox model with p terms; its log likelihoods are penalised, its covariance that of the information.
 
     Attributes:
-        coefficients: Log hazard ratios per unit of each column, shape (p,).
-        standard_errors: Of the inverse information there, shape (p,); intervals are not made of them.
-        lower: Profile limits of the coefficients, shape (p,); -inf where there is none.
-        upper: The same, inf where there is none.
-        p: Penalised likelihood ratio p value of each coefficient, shape (p,).
-        loglik_null: Penalised log likelihood with all coefficients 0.
-        loglik: The same at the coefficients.
-        linear_predictor: Coefficients times columns less their means, shape (n,), in the order of the input.
+        likelihood: What was maximised.
     """
 
-    coefficients: Floats
-    standard_errors: Floats
-    lower: Floats
-    upper: Floats
-    p: Floats
-    loglik_null: float
-    loglik: float
-    linear_predictor: Floats
+    likelihood: "Likelihood"
+
+    def profile(self, level: float = 0.95) -> tuple[Floats, Floats, Floats]:
+        """Profile limits of the coefficients and their penalised likelihood ratio p values, each of shape (p,).
+
+        A limit is -inf or inf where the profile does not fall so far; limits and p values that were
+        not found are NaN.
+        """
+        scale = self.covariates.std(axis=0)
+        beta = self.coefficients * scale
+        best = self.likelihood.at(beta)
+        target = float(best.loglik) - float(chdtri(1, 1 - level)) / 2
+        limits = [[self.likelihood.limit(beta, best, k, side, target) for side in (-1, 1)] for k in range(self.df)]
+        lower, upper = np.array(limits).reshape(-1, 2).T / scale
+        lost = np.array([self._lost_or_nan(k) for k in range(self.df)])
+        return lower, upper, np.asarray(chdtrc(1, lost), dtype=np.float64)
+
+    def _lost_or_nan(self, column: int) -> float:
+        try:
+            return self.lost_without([column])
+        except ConvergenceError:
+            return float("nan")
+
+    def lost_without(self, columns: Sequence[int]) -> float:
+        """Twice the penalised log likelihood that is lost when the coefficients of some columns are held at 0.
+
+        The penalty stays that of the whole model (Heinze and Schemper 2001, section 2.3): likelihoods with different
+        penalties are not nested.
+
+        Raises:
+            ConvergenceError: There is no maximum without them.
+        """
+        beta = self.coefficients * self.covariates.std(axis=0)
+        held = self.likelihood.without(beta, columns)
+        return max(2 * float(self.likelihood.at(beta).loglik - held.loglik), 0.0)
+
+    def table(self, level: float = 0.95) -> pl.DataFrame:
+        """One row per term with profile limits; there is no z."""
+        lower, upper, p = self.profile(level)
+        return pl.DataFrame(
+            {
+                "coef": self.coefficients,
+                "se": self.standard_errors,
+                "hr": np.exp(self.coefficients),
+                "lower": pl.Series(np.exp(lower)).fill_nan(None),
+                "upper": pl.Series(np.exp(upper)).fill_nan(None),
+                "z": pl.Series([None] * self.df, dtype=pl.Float64),
+                "p": pl.Series(p).fill_nan(None),
+            }
+        )
 
 
 def fit(
@@ -54,17 +96,15 @@ def fit(
     *,
     strata: npt.ArrayLike | None = None,
     weights: npt.ArrayLike | None = None,
-    level: float = 0.95,
 ) -> FirthFit:
     """Maximise the penalised likelihood.
 
     Args:
         time: Follow-up, any unit, >= 0, shape (n,).
         event: True where follow-up ends with the event, at least once, shape (n,).
-        covariates: Shape (n, p), p >= 1, no column constant or a sum of others.
+        covariates: Shape (n, p), no column constant or a sum of others.
         strata: Labels of strata with a baseline hazard each, shape (n,), or None.
         weights: Case weights > 0, shape (n,), or None.
-        level: Confidence level of the profile limits.
 
     Returns:
         The fit.
@@ -78,122 +118,126 @@ def fit(
     case = np.ones(len(times)) if weights is None else floats("weights", weights)
     equal_lengths(time=times, covariates=z, weights=case)
     centre, scale = z.mean(axis=0), z.std(axis=0)
-    sets = RiskSets.build(times, died, strata_codes(strata, len(times)), case)
-    scaled = (z[sets.order] - centre) / scale
-    null = _evaluate(sets, scaled, np.zeros(z.shape[1])).loglik
-    free = np.ones(z.shape[1], dtype=np.bool_)
-    beta, best = _maximise(sets, scaled, np.zeros(z.shape[1]), free)
-    errors = np.sqrt(np.diag(np.linalg.inv(best.information)))
-    half_chi2 = float(chdtri(1, 1 - level)) / 2
-    limits = np.array([_limits(sets, scaled, beta, best.loglik, errors[k], k, half_chi2) for k in range(len(beta))])
-    p = np.array(
-        [chdtrc(1, max(2 * (best.loglik - _profile(sets, scaled, beta, k, 0.0)), 0)) for k in range(len(beta))]
-    )
+    likelihood = Likelihood.of(times, died, z, strata_codes(strata, len(times)), case)
+    nothing = np.zeros(z.shape[1])
+    null = likelihood.at(nothing)
+    weak = weak_pivot(null.information, null.moment)
+    if weak is not None:
+        raise not_converged(weak, None, "is constant within strata or follows from the terms before it")
+    beta, best, iterations = likelihood.maximise(nothing, np.ones(len(nothing), dtype=np.bool_))
+    covariance = np.linalg.inv(best.information)
     coefficients = beta / scale
-    predictor = np.zeros(len(times))
-    for k, coefficient in enumerate(coefficients):
-        predictor += (z[:, k] - centre[k]) * coefficient
+    covariance = covariance / np.outer(scale, scale)
     # The information of unscaled columns is larger by the product of the scales: the determinants know their unit.
     unit = float(np.log(scale).sum())
     return FirthFit(
-        coefficients,
-        errors / scale,
-        limits[:, 0] / scale,
-        limits[:, 1] / scale,
-        p,
-        null + unit,
-        best.loglik + unit,
-        predictor,
+        coefficients=coefficients,
+        standard_errors=np.sqrt(np.diag(covariance)),
+        covariance=covariance,
+        loglik_null=float(null.loglik) + unit,
+        loglik=float(best.loglik) + unit,
+        n=len(times),
+        n_events=int(died.sum()),
+        iterations=iterations,
+        linear_predictor=predictor(z, centre, coefficients),
+        covariates=z,
+        weights=case,
+        sets=likelihood.sets,
+        likelihood=likelihood,
     )
 
 
 @dataclass(frozen=True, eq=False)
-class _Point:
-    """Penalised log likelihood, its gradient (p,) and the information (p, p) at one beta."""
+class Likelihood:
+    """The penalised likelihood of standardised columns (p, n)."""
 
-    loglik: float
-    gradient: Floats
-    information: Floats
+    sets: RiskSets
+    case: CaseWeights
+    columns: Floats
 
+    @classmethod
+    def of(cls, time: Floats, event: Booleans, z: Floats, stratum: Integers, weights: Floats) -> "Likelihood":
+        """Standardise the columns (n, p) and sort the rows."""
+        sets = RiskSets.build(time, event, stratum)
+        columns = np.ascontiguousarray(((z[sets.order] - z.mean(axis=0)) / z.std(axis=0)).T)
+        return cls(sets, CaseWeights.of(sets, weights[sets.order]), columns)
 
-def _evaluate(sets: RiskSets, z: Floats, beta: Floats) -> _Point:
-    """The gradient of log det I is tr(I^-1 dI): third central moments of the columns in the risk sets."""
-    eta = z @ beta
-    eta -= eta.mean()
-    relative = sets.weights * np.exp(eta)
-    below = sets.denominators(relative)
-    events = sets.event_rows
-    share = sets.mean_weight / below
-    expected = relative * sets.lived(share)
-    means = np.stack([sets.denominators(relative * column) / below for column in z.T])
-    moment = (z * expected[:, None]).T @ z
-    information = moment - (means * sets.mean_weight) @ means.T
-    sign, logdet = np.linalg.slogdet(information)
-    loglik = sets.weights[events] @ eta[events] - sets.mean_weight @ np.log(below) + logdet / 2
-    if sign <= 0 or not np.isfinite(loglik):
-        return _Point(-np.inf, np.zeros(len(beta)), information)
-    inverse = np.linalg.inv(information)
-    squares = np.einsum("ij,jk,ik->i", z, inverse, z)
-    mean_squares = sets.denominators(relative * squares) / below
-    spread = np.einsum("je,jk,ke->e", means, inverse, means)
-    third = z.T @ (squares * expected)
-    for k, mean in enumerate(means):
-        held = relative * sets.lived(share * mean)
-        third -= 2 * ((z * held[:, None]).T @ (z @ inverse[:, k]))
-        third[k] -= (sets.mean_weight * mean) @ mean_squares - 2 * (sets.mean_weight * mean) @ spread
-    gradient = z.T @ (sets.weights * sets.event - expected) + third / 2
-    return _Point(float(loglik), gradient, information)
+    def at(self, beta: Floats) -> Point:
+        """The penalised likelihood at coefficients of the standardised columns."""
+        return evaluate(self.sets, self.case, self.columns, beta, penalised=True)
 
-
-def _maximise(sets: RiskSets, z: Floats, beta: Floats, free: npt.NDArray[np.bool_]) -> tuple[Floats, _Point]:
-    """Newton's method on the free coefficients, the steps halved until the likelihood does not fall."""
-    point = _evaluate(sets, z, beta)
-    for _ in range(_MAXIMUM_ITERATIONS):
-        if (
-            not free.any()
-            or np.abs(point.gradient[free]).max() < _GRADIENT_TOLERANCE * max(1, abs(point.loglik)) ** 0.5
-        ):
-            return beta, point
-        step = np.zeros(len(beta))
-        step[free] = np.linalg.solve(point.information[np.ix_(free, free)], point.gradient[free])
-        step *= min(1.0, _LARGEST_STEP / np.abs(step).max())
-        floor = point.loglik - 1e-13 * abs(point.loglik)
-        for _ in range(40):
-            candidate = _evaluate(sets, z, beta + step)
-            if candidate.loglik >= floor:
+    def maximise(self, beta: Floats, free: Booleans) -> tuple[Floats, Point, int]:
+        """Newton's method on the free coefficients, the steps halved until the likelihood does not fall."""
+        point = self.at(beta)
+        for iteration in range(_MAXIMUM_ITERATIONS):
+            scale = max(1, abs(float(point.loglik))) ** 0.5
+            if not free.any() or np.abs(point.gradient[free]).max() < _GRADIENT_TOLERANCE * scale:
+                return beta, point, iteration
+            step = np.zeros(len(beta))
+            try:
+                step[free] = np.linalg.solve(point.information[np.ix_(free, free)], point.gradient[free])
+            except np.linalg.LinAlgError:
                 break
-            step = step / 2
-        else:
-            return beta, point
-        beta, point = beta + step, candidate
-    raise ConvergenceError(
-        f"A penalised Cox model did not converge in {_MAXIMUM_ITERATIONS} steps.",
-        "Expected a maximum of the penalised likelihood; its gradient does not vanish.",
-        "Drop a covariate, merge sparse categories, or choose an outcome with more events.",
-    )
+            step *= min(1.0, LARGEST_STEP / np.abs(step).max())
+            floor = point.loglik - 1e-13 * abs(point.loglik)
+            for _ in range(40):
+                candidate = self.at(beta + step)
+                if candidate.loglik >= floor:
+                    break
+                step = step / 2
+            else:
+                return beta, point, iteration
+            beta, point = beta + step, candidate
+        raise ConvergenceError(
+            f"A penalised Cox model did not converge in {_MAXIMUM_ITERATIONS} steps.",
+            "Expected a maximum of the penalised likelihood; its gradient does not vanish.",
+            "Drop a covariate, merge sparse categories, or choose an outcome with more events.",
+        )
 
+    def without(self, beta: Floats, columns: Sequence[int]) -> Point:
+        """The best point with some coefficients at 0."""
+        return self._profile(beta, columns, 0.0)
 
-def _profile(sets: RiskSets, z: Floats, beta: Floats, k: int, value: float) -> float:
-    """The penalised log likelihood with coefficient k held at a value, the others at their best."""
-    held = beta.copy()
-    held[k] = value
-    free = np.ones(len(beta), dtype=np.bool_)
-    free[k] = False
-    return _maximise(sets, z, held, free)[1].loglik
+    def _profile(self, beta: Floats, columns: Sequence[int], value: float) -> Point:
+        held, free = beta.copy(), np.ones(len(beta), dtype=np.bool_)
+        held[list(columns)], free[list(columns)] = value, False
+        return self.maximise(held, free)[1]
 
+    def limit(self, beta: Floats, best: Point, k: int, side: int, target: float) -> float:
+        """Where the profile of coefficient k has fallen to the target on one side.
 
-def _limits(
-    sets: RiskSets, z: Floats, beta: Floats, loglik: float, error: float, k: int, half_chi2: float
-) -> tuple[float, float]:
-    """Where the profile has fallen by half the quantile on both sides."""
+        By Venzon DJ and Moolgavkar SH, Appl Stat 1988;37:87-94: steps to the farthest value of the coefficient on the
+        contour of a quadratic approximation. Where they do not arrive, the profile itself is searched.
+        """
+        place, point = beta, best
+        for _ in range(_LIMIT_STEPS):
+            if weak_pivot(point.information, point.moment) is not None:
+                break
+            inverse = np.linalg.inv(point.information)
+            slack = 2 * (float(point.loglik) - target) + point.gradient @ inverse @ point.gradient
+            if not np.isfinite(slack) or slack < 0:
+                break
+            pull = point.gradient.copy()
+            pull[k] += side * np.sqrt(slack / inverse[k, k])
+            step = inverse @ pull
+            if np.abs(step).max() < _LIMIT_TOLERANCE * max(1.0, np.abs(place).max()):
+                return float(place[k])
+            step *= min(1.0, LARGEST_STEP / np.abs(step).max())
+            place = place + step
+            point = self.at(place)
+            if not np.isfinite(point.loglik):
+                break
+        try:
+            return self._searched(beta, best, k, side, target)
+        except ConvergenceError:
+            return float("nan")
 
-    def excess(value: float) -> float:
-        return _profile(sets, z, beta, k, value) - (loglik - half_chi2)
+    def _searched(self, beta: Floats, best: Point, k: int, side: int, target: float) -> float:
+        def excess(value: float) -> float:
+            return float(self._profile(beta, [k], value).loglik) - target
 
-    found = []
-    for side in (-1.0, 1.0):
-        near, far = beta[k], beta[k] + side * 2 * error
+        stride = side * 2 * float(np.sqrt(np.linalg.inv(best.information)[k, k]))
+        near, far = beta[k], beta[k] + stride
         while excess(far) > 0 and abs(far - beta[k]) < _FARTHEST:
-            near, far = far, far + side * 2 * error
-        found.append(brentq(excess, near, far, xtol=1e-10) if excess(far) <= 0 else side * np.inf)
-    return found[0], found[1]
+            near, far = far, far + stride
+        return float(brentq(excess, near, far, xtol=1e-10)) if excess(far) <= 0 else side * np.inf

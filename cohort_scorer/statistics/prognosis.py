@@ -3,21 +3,58 @@
 Everything is computed on the patients `in_common`. Knows no file and no study.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
-from cohort_scorer.errors import ConvergenceError
-from cohort_scorer.schemas import ALL
-from cohort_scorer.statistics import concordance, cox, crosscheck, cumulative_incidence, kaplan_meier
+from cohort_scorer.statistics import (
+    bootstrap,
+    category_risk,
+    comparison,
+    concordance,
+    crosscheck,
+    cumulative_incidence,
+    kaplan_meier,
+    predicted_risk,
+    residuals,
+    subgroups,
+)
 from cohort_scorer.statistics import logrank as log_rank
+from cohort_scorer.statistics.bootstrap import Refitted, Resamples
+from cohort_scorer.statistics.comparison import Compared
 from cohort_scorer.statistics.groups import by_site_and_origin, joined, labelled
+from cohort_scorer.statistics.kaplan_meier import DAYS_PER_YEAR
+from cohort_scorer.statistics.regression import NO_MAXIMUM, Fitted, People, fit_model, models
 
-MINIMUM_EVENTS = 5
 _CROSS_CHECK_ROWS = 200_000
+_LEAST_EVENTS_PER_PARAMETER = 10
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the study declares.
+
+    Attributes:
+        exposures: Of true, cxr, integrated.
+        categories: The four categories, lowest first.
+        adjust_for: Covariates of the adjusted models.
+        horizon_years: Horizons.
+        competing: Whether competing events are declared.
+        level: Confidence level.
+        replicates: Resamples of the bootstrap, 0 for none.
+        margin: How much lower C may be and still count as not inferior, None where none is declared.
+    """
+
+    exposures: Sequence[str]
+    categories: Sequence[str]
+    adjust_for: Sequence[str]
+    horizon_years: Sequence[float]
+    competing: bool
+    level: float
+    replicates: int
+    margin: float | None
 
 
 @dataclass
@@ -30,6 +67,7 @@ class Prognosis:
         not_converged: Models without a maximum, as `site origin model`.
         hindered: Models not fitted, with the reason.
         few_per_parameter: Models with fewer than 10 events per parameter.
+        penalised: Groups whose models are fitted by Firth's likelihood, as `site origin`.
     """
 
     tables: dict[str, pl.DataFrame]
@@ -37,67 +75,64 @@ class Prognosis:
     not_converged: list[str] = field(default_factory=list)
     hindered: list[str] = field(default_factory=list)
     few_per_parameter: list[str] = field(default_factory=list)
+    penalised: list[str] = field(default_factory=list)
+
+    def note(self, fitted: Fitted, people: People, label: str) -> None:
+        """Keep what a reader must hear of a model."""
+        events = int(people.event.sum())
+        if fitted.reason == NO_MAXIMUM:
+            self.not_converged.append(label)
+        elif fitted.reason and events:
+            self.hindered.append(f"{label}: {fitted.reason}")
+        columns = fitted.columns()
+        if columns and events < _LEAST_EVENTS_PER_PARAMETER * len(columns):
+            self.few_per_parameter.append(label)
+        if fitted.method == "efron" and columns and fitted.n <= _CROSS_CHECK_ROWS and len(fitted.model.exposures) == 1:
+            assert fitted.fit is not None
+            differs = crosscheck.difference_from_lifelines(
+                fitted.fit, people.time, people.event, fitted.fit.covariates, strata=people.strata
+            )
+            if differs is not None:
+                self.lifelines_difference = max(self.lifelines_difference or 0.0, differs)
 
 
 def tables(
-    people: pl.DataFrame,
-    exposures: Sequence[str],
-    categories: Sequence[str],
-    adjust_for: Sequence[str],
-    horizon_years: Sequence[float],
-    competing: bool,
-    level: float,
+    people: pl.DataFrame, choices: Choices, generator: np.random.Generator, advance: Callable[[int], None]
 ) -> Prognosis:
-    """Make every table of `prognosis` that this version knows.
+    """Make every table of `prognosis`.
 
     Args:
         people: The analysis set, rows in common only: site, score_origin, time_days (> 0), status (0, 1, 2),
-            {exposure}_category, the columns of adjust_for.
-        exposures: Of true, cxr, integrated.
-        categories: The four categories, lowest first.
-        adjust_for: Covariates of the adjusted models.
-        horizon_years: Horizons, for the numbers at risk.
-        competing: Whether competing events are declared.
-        level: Confidence level.
+            {exposure}_category, the columns of adjust_for; where they are there, sex, age_at_t0_years and
+            {exposure}_ge100.
+        choices: What the study declares.
+        generator: Draws the resamples of every group.
+        advance: Called with the number of resamples done since.
     """
     found: dict[str, list[pl.DataFrame]] = {}
     result = Prognosis({})
-    times = sorted({0.0, *map(float, horizon_years), *map(float, range(int(max(horizon_years)) + 1))})
-
-    def add(name: str, frame: pl.DataFrame, **labels: object) -> None:
-        found.setdefault(name, []).append(labelled(frame, **labels))
-
     for site, origin, group in by_site_and_origin(people):
         place = {"site": site, "score_origin": origin}
-        strata = _strata(group) if site == ALL else None
-        for exposure in exposures:
-            for name, frame in _described(group, exposure, categories, times, competing, level):
-                add(name, frame, **place, exposure=exposure)
-            codes = _codes(group, exposure, categories)
-            event = group["status"].to_numpy() == 1
-            tests = log_rank.logrank(group["time_days"], event, codes, list(categories), strata)
-            add("logrank", tests.filter(pl.col("df") > 0), **place, exposure=exposure)
-            if exposure != "true" and "true" in exposures:
-                add("discordance", _discordance(group, exposure, categories, level), **place, exposure=exposure)
-        for model, used, covariates in _models(exposures, adjust_for):
-            rows, fit = _cox(group, model, used, covariates, categories, strata, level, result, place)
-            add("cox", rows, **place, model=model)
-            add("cox_fit", fit, **place, model=model)
+        own = People.of(group, choices.categories, choices.level)
+        label = f"{site} {origin}"
+        for name, frame in _of_group(own, choices, generator, result, label, advance):
+            found.setdefault(name, []).append(labelled(frame, **place))
     result.tables = {name: pl.concat(parts, how="diagonal_relaxed") for name, parts in found.items()}
     return result
 
 
-def hazard_ratios(
-    people: pl.DataFrame, exposures: Sequence[str], categories: Sequence[str], adjust_for: Sequence[str], level: float
-) -> Prognosis:
+def n_groups(people: pl.DataFrame) -> int:
+    """Number of groups that `tables` makes tables of."""
+    return sum(1 for _ in by_site_and_origin(people))
+
+
+def hazard_ratios(people: pl.DataFrame, choices: Choices, generator: np.random.Generator) -> Prognosis:
     """Fit the crude and the adjusted model of every exposure by itself, as `tables` does.
 
     Args:
         people: As for `tables`.
-        exposures: Of true, cxr, integrated.
-        categories: The four categories, lowest first.
-        adjust_for: Covariates of the adjusted models.
-        level: Confidence level.
+        choices: As for `tables`.
+        generator: In the state in which `tables` is given it: resamples tell whether Firth's likelihood is needed.
 
     Returns:
         In the table `cox` the rows of the categories, with the patients and events of their model (n_model,
@@ -105,209 +140,171 @@ def hazard_ratios(
     """
     result, parts = Prognosis({}), []
     for site, origin, group in by_site_and_origin(people):
-        place = {"site": site, "score_origin": origin}
-        strata = _strata(group) if site == ALL else None
-        for model, used, covariates in _models(exposures, adjust_for):
-            if len(used) == 1:
-                rows, fit = _cox(group, model, used, covariates, categories, strata, level, result, place)
-                whole = {"n_model": fit["n"][0], "n_events_model": fit["n_events"][0]}
-                parts.append(labelled(rows.filter(pl.col("term") == "category"), **place, model=model, **whole))
+        own = People.of(group, choices.categories, choices.level)
+        _, penalised = _resampled(own, choices, generator)
+        for model in models(choices.exposures, choices.adjust_for):
+            if len(model.exposures) == 1:
+                fitted = fit_model(own, model, penalised=penalised)
+                result.note(fitted, own, f"{site} {origin} {model.name}")
+                rows = fitted.rows(choices.level).filter(pl.col("term") == "category")
+                named = {"site": site, "score_origin": origin, "model": model.name}
+                parts.append(labelled(rows, **named, n_model=fitted.n, n_events_model=fitted.n_events))
     result.tables["cox"] = joined(parts, "cox")
     return result
 
 
-def _strata(group: pl.DataFrame) -> NDArray[np.int64]:
-    """A baseline hazard for each site and score origin."""
-    ranks: NDArray[np.int64] = group.select(pl.struct("site", "score_origin").rank("dense")).to_series().to_numpy()
-    return ranks
+def _resampled(people: People, choices: Choices, generator: np.random.Generator) -> tuple[Resamples, bool]:
+    """The resamples of a group, and whether its models must be penalised.
+
+    They must where a category of any exposure has fewer than 5 events, or none in one of the resamples (Heinze G,
+    Schemper M, Biometrics 2001;57:114-119): there Efron's likelihood has no maximum, or one far away.
+    """
+    resamples = Resamples.drawn_by(generator, len(people.time), choices.replicates)
+    penalised = people.few_events(choices.exposures) or any(
+        resamples.leave_out(people.codes(exposure), people.event) for exposure in choices.exposures
+    )
+    return resamples, penalised
 
 
-def _codes(group: pl.DataFrame, exposure: str, categories: Sequence[str]) -> NDArray[np.int64]:
-    codes = dict(zip(categories, range(len(categories)), strict=True))
-    return group[f"{exposure}_category"].replace_strict(codes, return_dtype=pl.Int64).to_numpy()
+Tables = Iterator[tuple[str, pl.DataFrame]]
 
 
-def _described(
-    group: pl.DataFrame,
-    exposure: str,
-    categories: Sequence[str],
-    times: Sequence[float],
-    competing: bool,
-    level: float,
-) -> Iterator[tuple[str, pl.DataFrame]]:
-    """Rates, curves and numbers at risk of each category that occurs."""
-    for category in categories:
-        rows = group.filter(pl.col(f"{exposure}_category") == category)
-        time, status = rows["time_days"].to_numpy(), rows["status"].to_numpy()
-        rate = pl.DataFrame([asdict(kaplan_meier.event_rate(time, status == 1, level))])
-        yield "event_rates", labelled(rate, category=category)
-        if rows.is_empty():
+def _of_group(
+    people: People,
+    choices: Choices,
+    generator: np.random.Generator,
+    result: Prognosis,
+    label: str,
+    advance: Callable[[int], None],
+) -> Tables:
+    """Every table of one group of patients."""
+    for exposure in choices.exposures:
+        yield from _described(people, exposure, choices)
+    resamples, penalised = _resampled(people, choices, generator)
+    if penalised and people.event.any():
+        result.penalised.append(label)
+    fits = {
+        model.name: fit_model(people, model, penalised=penalised)
+        for model in models(choices.exposures, choices.adjust_for)
+    }
+    for fitted in fits.values():
+        result.note(fitted, people, f"{label} {fitted.model.name}")
+    made = {name: fitted.fit for name, fitted in fits.items() if fitted.fit is not None and fitted.fit.df}
+    refitted = bootstrap.refit(made, resamples, penalised=penalised, advance=advance) if made else {}
+    compared = _compared(people, fits, refitted, choices)
+    yield from _fit_tables(people, compared, choices)
+    rows = list(comparison.rows(compared, choices.margin))
+    risks, reasons = predicted_risk.predicted_risks(people, fits, choices.horizon_years)
+    rows += category_risk.rows(people, choices.exposures, choices.horizon_years, choices.competing, risks)
+    if people.event.any():
+        for exposure in choices.exposures:
+            rows += subgroups.interactions(people, fits[f"covariates+{exposure}"].model)
+    judged, differences = predicted_risk.performance(people, fits, risks, reasons, choices.horizon_years, resamples)
+    yield "horizon", judged
+    yield "comparison", pl.DataFrame([*rows, *differences], schema=comparison.COLUMNS)
+
+
+def _compared(people: People, fits: dict[str, Fitted], refitted: dict[str, Refitted], choices: Choices) -> Compared:
+    """The models with their concordances."""
+    scores = {name: fitted.fit.linear_predictor for name, fitted in fits.items() if fitted.fit and fitted.fit.df}
+    tau = max(choices.horizon_years) * DAYS_PER_YEAR
+    harrell = {
+        name: concordance.harrell_c(people.time, people.event, score, people.strata) for name, score in scores.items()
+    }
+    uno = {
+        name: concordance.uno_c(people.time, people.event, score, tau, people.strata) for name, score in scores.items()
+    }
+    return Compared(fits, harrell, uno, refitted, choices.exposures, choices.level)
+
+
+def _fit_tables(people: People, compared: Compared, choices: Choices) -> Tables:
+    """What is told of each model by itself."""
+    for name, fitted in compared.fits.items():
+        yield "cox", labelled(fitted.rows(choices.level), model=name)
+        yield "cox_fit", labelled(_fit_row(fitted, compared, choices), model=name)
+        yield "proportional_hazards", labelled(_proportional_hazards(fitted), model=name)
+        yield from _over_time(fitted, choices)
+        if len(fitted.model.exposures) == 1:
+            for part in subgroups.by_period(people, fitted.model):
+                yield "cox", labelled(part, model=name)
+            if fitted.model.name.startswith("covariates"):
+                for part in subgroups.by_subgroup(people, fitted.model):
+                    yield "cox", labelled(part, model=name)
+
+
+def _described(people: People, exposure: str, choices: Choices) -> Tables:
+    """Rates, curves, numbers at risk and log-rank tests of an exposure's categories."""
+    years = [*choices.horizon_years, *range(int(max(choices.horizon_years)) + 1)]
+    times = sorted({0.0, *map(float, years)})
+    codes, level = people.codes(exposure), choices.level
+    for code, category in enumerate(choices.categories):
+        mine = codes == code
+        time, event, competing = people.time[mine], people.event[mine], people.competing[mine]
+        named = {"exposure": exposure, "category": category}
+        yield "event_rates", labelled(pl.DataFrame([asdict(kaplan_meier.event_rate(time, event, level))]), **named)
+        if not mine.any():
             continue
-        yield "kaplan_meier", labelled(kaplan_meier.kaplan_meier(time, status == 1, level), category=category)
-        yield "at_risk", labelled(kaplan_meier.at_risk(time, status == 1, times), category=category)
-        if competing:
-            incidence = cumulative_incidence.cumulative_incidence(time, status, level)
-            named = incidence.with_columns(
-                pl.col("cause").replace_strict({1: "event", 2: "competing"}, return_dtype=pl.String)
-            )
-            yield "cumulative_incidence", labelled(named, category=category)
+        yield "kaplan_meier", labelled(kaplan_meier.kaplan_meier(time, event, level), **named)
+        yield "at_risk", labelled(kaplan_meier.at_risk(time, event, times), **named)
+        if choices.competing:
+            incidence = cumulative_incidence.cumulative_incidence(time, event + 2 * competing, level)
+            causes = pl.col("cause").replace_strict({1: "event", 2: "competing"}, return_dtype=pl.String)
+            yield "cumulative_incidence", labelled(incidence.with_columns(causes), **named)
+    tests = log_rank.logrank(people.time, people.event, codes, list(choices.categories), people.strata)
+    yield "logrank", labelled(tests.filter(pl.col("df") > 0), exposure=exposure)
+    if exposure != "true" and "true" in choices.exposures:
+        yield "discordance", labelled(_discordance(people, exposure, choices), exposure=exposure)
 
 
-def _discordance(group: pl.DataFrame, exposure: str, categories: Sequence[str], level: float) -> pl.DataFrame:
+def _discordance(people: People, exposure: str, choices: Choices) -> pl.DataFrame:
     parts = []
-    for true in categories:
-        for predicted in categories:
-            cell = (pl.col("true_category") == true) & (pl.col(f"{exposure}_category") == predicted)
-            rows = group.filter(cell)
-            rate = kaplan_meier.event_rate(rows["time_days"].to_numpy(), rows["status"].to_numpy() == 1, level)
-            parts.append(labelled(pl.DataFrame([asdict(rate)]), true_category=true, predicted_category=predicted))
+    true, predicted = people.codes("true"), people.codes(exposure)
+    for i, row in enumerate(choices.categories):
+        for j, column in enumerate(choices.categories):
+            cell = (true == i) & (predicted == j)
+            rate = kaplan_meier.event_rate(people.time[cell], people.event[cell], choices.level)
+            parts.append(labelled(pl.DataFrame([asdict(rate)]), true_category=row, predicted_category=column))
     return pl.concat(parts, how="diagonal_relaxed")
 
 
-def _models(
-    exposures: Sequence[str], adjust_for: Sequence[str]
-) -> Iterator[tuple[str, tuple[str, ...], Sequence[str]]]:
-    """Name, exposures and covariates of every model: crude, M0, M1, M2, M3."""
-    for exposure in exposures:
-        yield f"crude:{exposure}", (exposure,), ()
-    if adjust_for:
-        yield "covariates", (), adjust_for
-    joint = [("true", exposure) for exposure in exposures if exposure != "true" and "true" in exposures]
-    for used in [*((exposure,) for exposure in exposures), *joint]:
-        yield "+".join(("covariates", *used)), used, adjust_for
+def _fit_row(fitted: Fitted, compared: Compared, choices: Choices) -> pl.DataFrame:
+    """The row of cox_fit.csv. Of a penalised fit the AIC is left out: its likelihood is no likelihood of the data."""
+    name = fitted.model.name
+    harrell, uno, refitted = compared.harrell.get(name), compared.uno.get(name), compared.refitted.get(name)
+    columns = fitted.columns()
+    row: dict[str, object] = {"n": fitted.n, "n_events": fitted.n_events, "df": len(columns)}
+    row["events_per_parameter"] = fitted.n_events / len(columns) if columns else None
+    row |= {"method": fitted.method, "reason": fitted.reason}
+    if fitted.fit is not None:
+        row |= {name: getattr(fitted.fit, name) for name in ("loglik_null", "loglik", "lr_chi2", "p")}
+        row["aic"] = fitted.fit.aic if fitted.method == "efron" else None
+    if harrell is not None:
+        row |= {"harrell_c": harrell.c, "harrell_c_se": harrell.se}
+        if refitted is not None and harrell.c is not None and not refitted.failed.all():
+            # Harrell FE, Lee KL, Mark DB, Stat Med 1996;15:361-387: less the mean optimism of refitted models.
+            row["harrell_c_corrected"] = harrell.c - float(np.nanmean(refitted.harrell_c - refitted.harrell_c_original))
+    if uno is not None:
+        row |= {"uno_c": uno.c, "uno_c_se": uno.se, "tau_days": max(choices.horizon_years) * DAYS_PER_YEAR}
+    return pl.DataFrame([row])
 
 
-def _cox(
-    group: pl.DataFrame,
-    model: str,
-    used: Sequence[str],
-    covariates: Sequence[str],
-    categories: Sequence[str],
-    strata: NDArray[np.int64] | None,
-    level: float,
-    result: Prognosis,
-    place: dict[str, str],
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Fit one model; a model that cannot be fitted keeps its rows, with counts and without numbers."""
-    terms = _terms(group, used, covariates, categories)
-    event = group["status"].to_numpy() == 1
-    label = f"{place['site']} {place['score_origin']} {model}"
-    columns = [term for term in terms if term.values is not None]
-    values = [term.values for term in terms if term.values is not None]
-    matrix = np.column_stack(values) if values else np.empty((len(group), 0))
-    fitted = None
-    reason = _hindrance(terms, used, categories, event)
-    if reason is None:
-        try:
-            fitted = cox.fit(
-                group["time_days"], event, matrix, strata=strata, term_names=[term.name for term in columns]
-            )
-        except ConvergenceError:
-            reason = "the likelihood has no maximum"
-            result.not_converged.append(label)
-    elif event.any():
-        result.hindered.append(f"{label}: {reason}")
-    if columns and event.sum() < 10 * len(columns):
-        result.few_per_parameter.append(label)
-    fit_row: dict[str, object] = {"n": len(group), "n_events": int(event.sum()), "df": len(columns)}
-    fit_row["events_per_parameter"] = event.sum() / len(columns) if columns else None
-    fit_row |= {"method": "efron" if fitted else "not_fitted", "reason": reason}
-    numbers = iter(fitted.table(level).iter_rows(named=True)) if fitted else None
-    rows = pl.DataFrame([term.row(numbers, reason) for term in terms], schema=_COLUMNS)
-    if fitted is None:
-        return rows, pl.DataFrame([fit_row])
-    fit_row |= {name: getattr(fitted, name) for name in ("loglik_null", "loglik", "lr_chi2", "p", "aic")}
-    found = concordance.harrell_c(group["time_days"], event, fitted.linear_predictor, strata)
-    fit_row |= {"harrell_c": found.harrell_c, "harrell_c_se": found.harrell_c_se}
-    if len(group) <= _CROSS_CHECK_ROWS and columns:
-        differs = crosscheck.difference_from_lifelines(fitted, group["time_days"], event, matrix, strata=strata)
-        if differs is not None:
-            result.lifelines_difference = max(result.lifelines_difference or 0.0, differs)
-    return rows, pl.DataFrame([fit_row])
+def _proportional_hazards(fitted: Fitted) -> pl.DataFrame:
+    """Tests of the terms and all of them; without numbers where the model is penalised or not fitted."""
+    schema = {"term": pl.String, "chi2": pl.Float64, "df": pl.Int64, "p": pl.Float64, "reason": pl.String}
+    labels = fitted.labels()
+    if fitted.method == "efron" and labels and fitted.fit is not None:
+        tests = residuals.proportional_hazards(fitted.fit, {label: fitted.positions(label) for label in labels})
+        return tests.with_columns(pl.lit(None, pl.String).alias("reason"))
+    reason = fitted.reason or "the score test is not defined for a penalised likelihood"
+    return pl.DataFrame([{"term": label, "reason": reason} for label in (*labels, residuals.GLOBAL)], schema=schema)
 
 
-def _hindrance(
-    terms: Sequence["_Term"], used: Sequence[str], categories: Sequence[str], event: NDArray[np.bool_]
-) -> str | None:
-    """Why a model must not be fitted: no events, nobody in the reference category, or too few events in one."""
-    levels = [term for term in terms if term.exposure]
-    if not event.any():
-        return "no events"
-    if any(categories[0] not in {term.level for term in levels if term.exposure == name} for name in used):
-        return f"nobody is in {categories[0]}, the reference"
-    if any(term.n_events < MINIMUM_EVENTS for term in levels):
-        return f"a category has fewer than {MINIMUM_EVENTS} events"
-    return None
-
-
-_COLUMNS = {
-    **dict.fromkeys(["exposure", "term", "level", "subgroup", "period"], pl.String()),
-    **dict.fromkeys(["n", "n_events"], pl.Int64()),
-    **dict.fromkeys(["coef", "se", "hr", "lower", "upper", "z", "p"], pl.Float64()),
-    **dict.fromkeys(["method", "reason"], pl.String()),
-}
-
-
-@dataclass(frozen=True)
-class _Term:
-    """One row of cox.csv; `values` is the design column, None for a reference level or a column that does not vary."""
-
-    exposure: str | None
-    name: str
-    level: str | None
-    n: int
-    n_events: int
-    is_reference: bool
-    values: NDArray[np.float64] | None
-
-    def row(self, numbers: Iterator[dict[str, float]] | None, reason: str | None) -> dict[str, object]:
-        """The row of cox.csv; takes its own numbers from those of the model's design columns."""
-        counts: dict[str, object] = {
-            "exposure": self.exposure,
-            "term": self.name,
-            "level": self.level,
-            "n": self.n,
-            "n_events": self.n_events,
-        }
-        if numbers is None:
-            return counts | {"method": "not_fitted", "reason": reason}
-        if self.is_reference:
-            return counts | {"hr": 1.0, "method": "efron"}
-        if self.values is None:
-            return counts | {"method": "not_fitted", "reason": "the covariate does not vary"}
-        return counts | next(numbers) | {"method": "efron"}
-
-
-def _terms(
-    group: pl.DataFrame, used: Sequence[str], covariates: Sequence[str], categories: Sequence[str]
-) -> list[_Term]:
-    event = group["status"].to_numpy() == 1
-    terms = []
-    for exposure in used:
-        column = group[f"{exposure}_category"]
-        present = [name for name in categories if (column == name).any()]
-        terms += [
-            _level(exposure, "category", name, (column == name).to_numpy(), event, name == present[0])
-            for name in present
-        ]
-    for name in covariates:
-        column = group[name]
-        if column.dtype.is_numeric():
-            values = column.cast(pl.Float64).to_numpy()
-            varies = values if len(np.unique(values)) > 1 else None
-            terms.append(_Term(None, name, None, len(group), int(event.sum()), False, varies))
-            continue
-        text = column.cast(pl.String)
-        levels = text.unique().sort().to_list()
-        if len(levels) == 1:
-            terms.append(_Term(None, name, levels[0], len(group), int(event.sum()), False, None))
-            continue
-        terms += [_level(None, name, value, (text == value).to_numpy(), event, value == levels[0]) for value in levels]
-    return terms
-
-
-def _level(
-    exposure: str | None, name: str, value: str, member: NDArray[np.bool_], event: NDArray[np.bool_], reference: bool
-) -> _Term:
-    values = None if reference else member.astype(np.float64)
-    return _Term(exposure, name, value, int(member.sum()), int((member & event).sum()), reference, values)
+def _over_time(fitted: Fitted, choices: Choices) -> Tables:
+    """The smoothed log hazard ratios of the adjusted models' categories."""
+    if len(fitted.model.exposures) != 1 or fitted.method != "efron" or fitted.model.name.startswith("crude"):
+        return
+    assert fitted.fit is not None
+    for k, term in enumerate(fitted.columns()):
+        if term.exposure:
+            curve = residuals.coefficient_over_time(fitted.fit, k, choices.level)
+            yield "schoenfeld", labelled(curve, model=fitted.model.name, exposure=term.exposure, level=term.level)

@@ -11,31 +11,34 @@ import polars as pl
 from scipy.special import chdtrc
 
 from cohort_scorer.statistics.cox import CoxFit
-from cohort_scorer.statistics.inputs import Floats, Integers
+from cohort_scorer.statistics.inputs import Floats, Integers, normal_quantile
+from cohort_scorer.statistics.partial_likelihood import AtRisk, CaseWeights, at_risk
 from cohort_scorer.statistics.risk_sets import RiskSets
+from cohort_scorer.statistics.splines import restricted_cubic
 
 GLOBAL = "GLOBAL"
+_SMOOTH_DF, _SMOOTH_POINTS = 4, 40
 
 
 def martingale(fitted: CoxFit) -> Floats:
     """Events less the cumulative hazard lived through, shape (n,)."""
     sets = fitted.sets
-    relative, below, _ = _at_risk(fitted)
-    expected = relative / sets.weights * sets.lived(sets.mean_weight / below)
+    risk, _, _ = _at_risk(fitted)
+    expected = np.exp(fitted.linear_predictor[sets.order]) * sets.lived(risk.share(), risk.case.fraction)
     return _in_order(sets, sets.event - expected)
 
 
 def score(fitted: CoxFit) -> Floats:
     """Each row's part of the score vector at the coefficients, shape (n, p)."""
     sets = fitted.sets
-    relative, below, means = _at_risk(fitted)
-    z = fitted.covariates[sets.order]
-    share = sets.mean_weight / below
-    hazard = sets.lived(share)
-    found = np.empty_like(z)
+    risk, columns, means = _at_risk(fitted)
+    relative = np.exp(fitted.linear_predictor[sets.order])
+    share = risk.share()
+    hazard = sets.lived(share, risk.case.fraction)
+    found = np.empty((fitted.n, len(columns)))
     for k, mean in enumerate(means):
-        found[:, k] = -(relative / sets.weights) * (z[:, k] * hazard - sets.lived(share * mean))
-    found[sets.event_rows] += z[sets.event_rows] - _group_means(sets, means)
+        found[:, k] = -relative * (columns[k] * hazard - sets.lived(share * mean, risk.case.fraction))
+    found[sets.event_rows] += (columns[:, sets.event_rows] - sets.mean_of_tie(means)).T
     return _in_order(sets, found)
 
 
@@ -51,9 +54,9 @@ def schoenfeld(fitted: CoxFit) -> tuple[Integers, Floats]:
         Rows of the events in the input, rising, shape (E,), and the residuals, shape (E, p).
     """
     sets = fitted.sets
-    _, _, means = _at_risk(fitted)
+    _, columns, means = _at_risk(fitted)
     rows = sets.order[sets.event_rows]
-    centred = fitted.covariates[rows] - _group_means(sets, means)
+    centred = (columns[:, sets.event_rows] - sets.mean_of_tie(means)).T
     order = np.argsort(rows)
     return rows[order], centred[order]
 
@@ -73,45 +76,74 @@ def proportional_hazards(fitted: CoxFit, terms: Mapping[str, Sequence[int]]) -> 
         term, chi2, df, p: one row per term, then GLOBAL.
     """
     sets = fitted.sets
-    relative, below, means = _at_risk(fitted)
-    z = fitted.covariates[sets.order] - fitted.covariates.mean(axis=0)
-    means = means - fitted.covariates.mean(axis=0)[:, None]
+    risk, columns, means = _at_risk(fitted)
     change = _one_minus_survival(sets.time, sets.event)[sets.event_rows]
-    slope = (z[sets.event_rows] - _group_means(sets, means)).T @ change
+    slope = (columns[:, sets.event_rows] - sets.mean_of_tie(means)) @ change
 
     def information(power: int) -> Floats:
-        share = sets.mean_weight * change**power
-        moment = (z * (relative * sets.lived(share / below))[:, None]).T @ z
+        share = risk.case.mean * change**power
+        moment = (columns * (risk.relative * sets.lived(share / risk.below, risk.case.fraction))) @ columns.T
         return np.asarray(moment - (means * share) @ means.T)
 
     blocks = [information(power) for power in range(3)]
-    p = z.shape[1]
+    p = len(columns)
     whole = np.block([[blocks[0], blocks[1]], [blocks[1], blocks[2]]])
     rows = []
-    for name, columns in [*terms.items(), (GLOBAL, range(p))]:
-        chosen = [*range(p), *(p + column for column in columns)]
-        gradient = np.concatenate([np.zeros(p), slope[list(columns)]])
+    for name, own in [*terms.items(), (GLOBAL, range(p))]:
+        chosen = [*range(p), *(p + column for column in own)]
+        gradient = np.concatenate([np.zeros(p), slope[list(own)]])
         chi2 = float(gradient @ np.linalg.solve(whole[np.ix_(chosen, chosen)], gradient))
-        rows.append((name, chi2, len(columns), float(chdtrc(len(columns), chi2))))
+        rows.append((name, chi2, len(own), float(chdtrc(len(own), chi2))))
     return pl.DataFrame(
         rows, schema={"term": pl.String, "chi2": pl.Float64, "df": pl.Int64, "p": pl.Float64}, orient="row"
     )
 
 
-def _at_risk(fitted: CoxFit) -> tuple[Floats, Floats, Floats]:
-    """Weighted relative hazards (n,), their sum at each event (E,) and the means of the columns there (p, E)."""
+def coefficient_over_time(fitted: CoxFit, column: int, level: float) -> pl.DataFrame:
+    """Smooth the scaled Schoenfeld residuals of one column over time, as R's `plot(cox.zph(fit))` with 4 df.
+
+    Schoenfeld residuals over their mean variance, plus the coefficient, are the coefficient at each event (Grambsch and
+    Therneau 1994); a natural cubic spline of 1 - S(t-) is fitted to them by least squares.
+
+    Args:
+        fitted: A fit without case weights, in whose strata every column varies.
+        column: Number of the column.
+        level: Confidence level of the pointwise limits.
+
+    Returns:
+        time_days, coef, lower, upper at 40 times; empty where the events are of too few times.
+    """
     sets = fitted.sets
-    relative = sets.weights * np.exp(fitted.linear_predictor[sets.order])
-    below = sets.denominators(relative)
-    z = fitted.covariates[sets.order]
-    means = np.stack([sets.denominators(relative * z[:, k]) / below for k in range(z.shape[1])])
-    return relative, below, means
+    rows, residual = schoenfeld(fitted)
+    change = np.empty(fitted.n)
+    change[sets.order] = _one_minus_survival(sets.time, sets.event)
+    x, time = change[rows], np.empty(fitted.n)
+    time[sets.order] = sets.time
+    scaled = residual @ fitted.covariance[:, column] * fitted.n_events + fitted.coefficients[column]
+    places, first = np.unique(x, return_index=True)
+    empty = dict.fromkeys(("time_days", "coef", "lower", "upper"), pl.Float64)
+    if len(places) < _SMOOTH_DF + 1:
+        return pl.DataFrame(schema=empty)
+    grid = np.linspace(places[0], places[-1], _SMOOTH_POINTS)
+    both = np.concatenate([grid, x])
+    knots = np.quantile(both, np.linspace(0, 1, _SMOOTH_DF))
+    design = np.column_stack([np.ones(len(both)), both, restricted_cubic(both, knots)])
+    drawn, observed = design[:_SMOOTH_POINTS], design[_SMOOTH_POINTS:]
+    if np.linalg.matrix_rank(observed) < _SMOOTH_DF:
+        return pl.DataFrame(schema=empty)
+    curve = drawn @ np.linalg.lstsq(observed, scaled, rcond=None)[0]
+    spread = (drawn @ np.linalg.inv(observed.T @ observed) * drawn).sum(axis=1)
+    half = normal_quantile(level) * np.sqrt(spread * fitted.covariance[column, column] * fitted.n_events)
+    found = (np.interp(grid, places, time[rows][first]), curve, curve - half, curve + half)
+    return pl.DataFrame(dict(zip(empty, found, strict=True)))
 
 
-def _group_means(sets: RiskSets, means: Floats) -> Floats:
-    """Means of the columns in the risk set of each event's tie, over its l: (p, E) -> (E, p)."""
-    sizes = np.diff(np.append(sets.group_first, len(sets.event_rows)))
-    return np.asarray((np.add.reduceat(means, sets.group_first, axis=1) / sizes)[:, sets.event_group].T)
+def _at_risk(fitted: CoxFit) -> tuple[AtRisk, Floats, Floats]:
+    """The risk sets at the coefficients, the centred columns (p, n) and their means there (p, E)."""
+    sets = fitted.sets
+    risk = at_risk(sets, CaseWeights.of(sets, fitted.weights[sets.order]), fitted.linear_predictor[sets.order])
+    columns = np.ascontiguousarray((fitted.covariates[sets.order] - fitted.covariates.mean(axis=0)).T)
+    return risk, columns, risk.means(sets, columns)
 
 
 def _one_minus_survival(time: Floats, event: Floats) -> Floats:

@@ -128,7 +128,8 @@ def test_firth_equals_a_slow_maximisation(ties: bool, separated: bool) -> None:
         )  # fmt: skip
         return float(held.fun - best.fun - 3.841458820694124 / 2)
 
-    for limit, far in ((found.lower[0], best.x[0] - 6), (found.upper[0], best.x[0] + 9)):
+    lower, upper, _ = found.profile()
+    for limit, far in ((lower[0], best.x[0] - 6), (upper[0], best.x[0] + 9)):
         assert limit == pytest.approx(brentq(profile, best.x[0], far, xtol=1e-8), abs=1e-5)
 
 
@@ -136,7 +137,7 @@ def test_firth_knows_no_unit_of_a_column() -> None:
     time, event, x = small_study(True, True)
     plain, scaled = firth.fit(time, event, x), firth.fit(time, event, x * np.array([1.0, 365.25]))
     np.testing.assert_allclose(scaled.coefficients * np.array([1.0, 365.25]), plain.coefficients, rtol=1e-7)
-    np.testing.assert_allclose(scaled.p, plain.p, rtol=1e-6)
+    np.testing.assert_allclose(scaled.profile()[2], plain.profile()[2], rtol=1e-6)
     assert scaled.loglik - scaled.loglik_null == pytest.approx(plain.loglik - plain.loglik_null, abs=1e-9)
 
 
@@ -146,4 +147,4 @@ def test_firth_with_strata_and_weights_is_the_sum_over_strata_and_copies() -> No
     twice = firth.fit(np.tile(time, 2), np.tile(event, 2), np.tile(x, (2, 1)), strata=np.repeat([0, 1], len(time)))
     weighted = firth.fit(time, event, x, weights=np.full(len(time), 2.0))
     np.testing.assert_allclose(twice.coefficients, weighted.coefficients, atol=1e-8)
-    np.testing.assert_allclose(twice.lower, weighted.lower, atol=1e-7)
+    np.testing.assert_allclose(twice.profile()[0], weighted.profile()[0], atol=1e-7)

@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 
 from cohort_scorer import schemas
-from cohort_scorer.statistics import cox, prognosis
+from cohort_scorer.statistics import cox, firth, prognosis
 from cohort_scorer.statistics.logrank import logrank
 
 CATEGORIES = schemas.vocabulary("cohort", "true_category")
@@ -40,14 +40,26 @@ def analysis_set(n: int = 240, sites=("A", "B"), seed: int = 1) -> pl.DataFrame:
     )
 
 
-def tables(people: pl.DataFrame, adjust_for=("age_at_t0_years", "sex"), competing: bool = True) -> prognosis.Prognosis:
-    found = prognosis.tables(people, ["true", "cxr"], CATEGORIES, list(adjust_for), [1, 3, 5], competing, 0.95)
+def choices(adjust_for=("age_at_t0_years", "sex"), competing: bool = True, replicates: int = 20, margin=None):
+    return prognosis.Choices(
+        ["true", "cxr"], CATEGORIES, list(adjust_for), [1, 3, 5], competing, 0.95, replicates, margin
+    )
+
+
+def tables(people: pl.DataFrame, **declared) -> prognosis.Prognosis:
+    found = prognosis.tables(people, choices(**declared), np.random.default_rng(1), lambda done: None)
     for name, table in found.tables.items():
         assert set(table.columns) <= set(schemas.columns(name)), name
     return found
 
 
-PEOPLE = analysis_set()
+def whole(found: prognosis.Prognosis, **chosen) -> pl.DataFrame:
+    """Rows of cox.csv on all patients and all of the follow-up."""
+    rows = found.tables["cox"].filter(pl.col("subgroup").is_null(), pl.col("period").is_null())
+    return rows.filter(**chosen) if chosen else rows
+
+
+PEOPLE = analysis_set(600)
 FOUND = tables(PEOPLE)
 
 
@@ -112,7 +124,7 @@ def test_pooled_models_are_stratified_by_site_and_origin(exposure):
     event = PEOPLE["status"] == 1
     stratified = cox.fit(PEOPLE["time_days"], event, matrix, strata=PEOPLE["site"])
     plain = cox.fit(PEOPLE["time_days"], event, matrix)
-    mine = FOUND.tables["cox"].filter(site="all", model=f"covariates+{exposure}").drop_nulls("coef")
+    mine = whole(FOUND, site="all", model=f"covariates+{exposure}").drop_nulls("coef")
     np.testing.assert_allclose(mine["coef"], stratified.coefficients, rtol=1e-8)
     assert np.abs(mine["coef"].to_numpy() - plain.coefficients).max() > 0.01
     fit = FOUND.tables["cox_fit"].filter(site="all", model=f"covariates+{exposure}").row(0, named=True)
@@ -127,7 +139,7 @@ def test_pooled_models_are_stratified_by_site_and_origin(exposure):
 def test_models_of_one_site_are_those_of_its_patients():
     people = PEOPLE.filter(site="A")
     fitted = cox.fit(people["time_days"], people["status"] == 1, design(people, "cxr", covariates=False))
-    mine = FOUND.tables["cox"].filter(site="A", model="crude:cxr")
+    mine = whole(FOUND, site="A", model="crude:cxr")
     assert mine["level"].to_list() == list(CATEGORIES)
     assert (mine["hr"][0], mine["coef"][0], mine["method"][0]) == (1, None, "efron")
     np.testing.assert_allclose(mine["coef"][1:], fitted.coefficients, rtol=1e-8)
@@ -165,43 +177,49 @@ def with_events(people: pl.DataFrame, exposure: str, category: str, n_events: in
 
 @pytest.mark.parametrize("n_events", [0, 1, 4])
 @pytest.mark.parametrize("category", ["CAC 0", "CAC 400+"])
-def test_a_category_with_fewer_than_5_events_gives_no_hazard_ratio_of_any_category(category, n_events):
+def test_a_category_with_fewer_than_5_events_has_all_models_of_its_group_penalised(category, n_events):
     people = with_events(PEOPLE.filter(site="A"), "cxr", category, n_events)
     found = tables(people)
-    models = found.tables["cox"].filter(pl.col("model").str.contains("cxr"))
-    assert set(models["model"]) == {"crude:cxr", "covariates+cxr", "covariates+true+cxr"}
-    assert set(models["method"]) == {"not_fitted"}
-    assert models.select(NUMBERS).null_count().row(0) == (len(models),) * len(NUMBERS)
+    assert found.penalised == ["A oof"]
+    models = whole(found)
+    assert set(models["method"]) == {"firth"}
+    assert models.select("hr", "lower", "upper").null_count().row(0)[0] == 0
+    assert models["hr"].is_finite().all()
+    assert (models["hr"] > 0).all()
+    assert models["z"].null_count() == len(models)
     counted = models.filter(model="crude:cxr", level=category).row(0, named=True)
     assert (counted["n"], counted["n_events"]) == (people.filter(cxr_category=category).height, n_events)
-    named = [
-        f"A oof {name}: a category has fewer than 5 events"
-        for name in ("crude:cxr", "covariates+cxr", "covariates+true+cxr")
-    ]
-    assert [label for label in found.hindered if "cxr" in label] == named
-    assert set(models["reason"]) == {"a category has fewer than 5 events"}
+    slow = firth.fit(people["time_days"], people["status"] == 1, design(people, "cxr", covariates=False))
+    mine = models.filter(model="crude:cxr").drop_nulls("coef")
+    np.testing.assert_allclose(mine["coef"], slow.coefficients, rtol=1e-8)
+    np.testing.assert_allclose(mine["lower"], np.exp(slow.profile()[0]), rtol=1e-6)
     fit = found.tables["cox_fit"].filter(model="crude:cxr").row(0, named=True)
-    assert (fit["method"], fit.get("loglik"), fit.get("harrell_c")) == ("not_fitted", None, None)
-    others = found.tables["cox"].filter(model="covariates").drop_nulls("coef")
-    assert len(others) == 2
+    assert (fit["method"], fit.get("aic")) == ("firth", None)
+    assert fit["harrell_c"] > 0.5
     assert not found.not_converged
+    hazards = found.tables["proportional_hazards"]
+    assert hazards["chi2"].null_count() == len(hazards)
+    assert set(hazards["reason"]) == {"the score test is not defined for a penalised likelihood"}
+    shares = found.tables["comparison"].filter(pl.col("statistic").is_in(["adequacy_predicted", "relative_lr"]))
+    assert shares["estimate"].null_count() == len(shares) == 2
     rates = found.tables["event_rates"].filter(exposure="cxr", category=category).row(0, named=True)
     assert rates["events"] == n_events
     assert rates["upper"] > 0
 
 
-def test_five_events_are_enough():
-    people = with_events(PEOPLE.filter(site="A"), "cxr", "CAC 400+", 5)
-    found = tables(people)
-    mine = found.tables["cox"].filter(model="crude:cxr")
-    assert mine["method"].to_list() == ["efron"] * 4
+@pytest.mark.parametrize(("n_events", "replicates", "method"), [(5, 0, "efron"), (5, 500, "firth"), (40, 20, "efron")])
+def test_five_events_are_enough_unless_a_resample_has_none_of_them(n_events, replicates, method):
+    people = with_events(PEOPLE.filter(site="A"), "cxr", "CAC 400+", n_events)
+    found = tables(people, replicates=replicates)
+    mine = whole(found, model="crude:cxr")
+    assert mine["method"].to_list() == [method] * 4
     assert mine["coef"].is_finite().sum() == 3
     assert not found.hindered
 
 
 def test_no_other_category_takes_the_place_of_an_empty_reference():
     people = PEOPLE.filter(pl.col("cxr_category") != "CAC 0")
-    models = tables(people).tables["cox"].filter(pl.col("model").str.contains("cxr"))
+    models = whole(tables(people)).filter(pl.col("model").str.contains("cxr"))
     assert len(models) > 0
     assert models["hr"].null_count() == len(models)
     assert set(models["reason"]) == {"nobody is in CAC 0, the reference"}
@@ -213,7 +231,7 @@ def test_an_empty_category_is_dropped_from_the_models_and_the_others_stay(empty)
     found = tables(people)
     left = [name for name in CATEGORIES if name != empty]
     for site in ("A", "B", "all"):
-        mine = found.tables["cox"].filter(site=site, model="crude:cxr")
+        mine = whole(found).filter(site=site, model="crude:cxr")
         assert mine["level"].to_list() == left
         assert mine["method"].to_list() == ["efron"] * 3
         assert found.tables["cox_fit"].filter(site=site, model="crude:cxr")["df"].to_list() == [2]
@@ -227,12 +245,12 @@ def test_a_constant_covariate_is_not_fitted_and_the_others_are(kind):
     people = PEOPLE if kind == "number" else PEOPLE.with_columns(constant=pl.lit("yes"))
     adjusted = tables(people, adjust_for=("age_at_t0_years", "sex", "constant"))
     for model, df in (("covariates", 2), ("covariates+true", 5)):
-        mine = adjusted.tables["cox"].filter(site="all", model=model)
+        mine = whole(adjusted).filter(site="all", model=model)
         constant = mine.filter(term="constant").row(0, named=True)
         assert constant["method"] == "not_fitted"
         assert [constant[name] for name in NUMBERS] == [None] * len(NUMBERS)
         assert set(mine.filter(pl.col("term") != "constant")["method"]) == {"efron"}
-        without = FOUND.tables["cox"].filter(site="all", model=model).drop_nulls("coef")
+        without = whole(FOUND, site="all", model=model).drop_nulls("coef")
         np.testing.assert_allclose(mine.drop_nulls("coef")["coef"], without["coef"], rtol=1e-8)
         assert adjusted.tables["cox_fit"].filter(site="all", model=model)["df"].to_list() == [df]
     assert not adjusted.not_converged
@@ -243,14 +261,14 @@ def test_a_site_without_events_has_counts_and_no_model():
         pl.when(pl.col("site") == "B").then(0).otherwise("status").cast(pl.Int64).alias("status")
     )
     found = tables(people)
-    mine = found.tables["cox"].filter(site="B")
+    mine = whole(found).filter(site="B")
     assert set(mine["method"]) == {"not_fitted"}
     assert mine.select(NUMBERS).null_count().row(0) == (len(mine),) * len(NUMBERS)
     assert found.tables["event_rates"].filter(site="B")["events"].sum() == 0
     assert found.tables["logrank"].filter(site="B").is_empty()
     assert not found.not_converged
-    pooled = found.tables["cox"].filter(site="all", model="crude:true").drop_nulls("coef")
-    alone = found.tables["cox"].filter(site="A", model="crude:true").drop_nulls("coef")
+    pooled = whole(found).filter(site="all", model="crude:true").drop_nulls("coef")
+    alone = whole(found).filter(site="A", model="crude:true").drop_nulls("coef")
     np.testing.assert_allclose(pooled["coef"], alone["coef"], rtol=1e-7)
 
 
@@ -271,7 +289,7 @@ def test_one_site_of_one_origin_has_no_pooled_rows():
 
 
 def test_models_with_fewer_than_10_events_per_parameter_are_named():
-    people = PEOPLE.filter(site="B")
+    people = PEOPLE.filter(site="B").head(90)
     found = tables(people)
     fit = found.tables["cox_fit"]
     few = fit.filter(pl.col("events_per_parameter") < 10)["model"].to_list()

@@ -329,14 +329,14 @@ def test_there_is_nothing_to_check_without_terms():
 
 
 def test_concordance_without_comparable_pairs_is_null():
-    assert harrell_c([1, 2], [0, 0], [1, 2]).harrell_c is None
-    assert harrell_c([], [], []).harrell_c is None
-    assert harrell_c([3, 3], [1, 1], [1, 2]).harrell_c is None
+    assert harrell_c([1, 2], [0, 0], [1, 2]).c is None
+    assert harrell_c([], [], []).c is None
+    assert harrell_c([3, 3], [1, 1], [1, 2]).c is None
 
 
 def test_concordance_of_a_perfect_score_is_1_and_of_a_constant_one_half():
-    assert harrell_c(TIME, EVENT, -TIME).harrell_c == 1
-    assert harrell_c(TIME, EVENT, np.zeros(12)).harrell_c == 0.5
+    assert harrell_c(TIME, EVENT, -TIME).c == 1
+    assert harrell_c(TIME, EVENT, np.zeros(12)).c == 0.5
 
 
 def test_prevalence_needs_a_test_better_than_chance():
