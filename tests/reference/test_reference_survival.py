@@ -49,9 +49,7 @@ def test_cox_of_lung_equals_the_published_oracle():
     assert (fitted.n, fitted.n_events) == (227, 164)
     assert_close(fitted.coefficients, [0.01106676456, -0.55261239570, 0.46372847537], 5e-10)
     assert_close([fitted.loglik_null, fitted.loglik], [-744.4804558, -729.2301214], 1e-9)
-    assert harrell_c(LUNG["time"], LUNG["event"], fitted.linear_predictor).c == pytest.approx(
-        0.637135493, abs=5e-10
-    )
+    assert harrell_c(LUNG["time"], LUNG["event"], fitted.linear_predictor).c == pytest.approx(0.637135493, abs=5e-10)
 
 
 def test_cox_of_lung_equals_r_and_lifelines():
