@@ -70,7 +70,7 @@ def prognosis(study: Study, machine: Machine, console: Console) -> Path:
     if found.n_after_last_contact:
         console.say(f"warning: {found.n_after_last_contact:,} events after the last contact are not used")
     declared = choices(study, exposures)
-    with console.progress("prognosis: resamples", declared.replicates * survival.n_groups(compared)) as advance:
+    with console.progress("prognosis: resamples", 2 * declared.replicates * survival.n_groups(compared)) as advance:
         result = survival.tables(compared, declared, np.random.default_rng(study.study.seed), advance)
     publish(step, result.tables, inputs.stamps(study))
     step.facts |= {

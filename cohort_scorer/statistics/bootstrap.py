@@ -17,7 +17,7 @@ from cohort_scorer.statistics.risk_sets import RiskSets
 
 _MAXIMUM_ITERATIONS = 60
 _STEP_TOLERANCE = 1e-8
-_CHUNK = 400_000
+_CHUNK = 200_000
 """Patients times resamples that are worked on at a time."""
 
 
@@ -28,19 +28,23 @@ class Refitted:
     Attributes:
         coefficients: Shape (B, p).
         lr_chi2: Likelihood ratio statistic against the model without terms, shape (B,).
-        harrell_c: C of the refitted model on its own resample, shape (B,).
-        harrell_c_original: C of the refitted model on the patients as they are, shape (B,).
     """
 
     coefficients: Floats
     lr_chi2: Floats
-    harrell_c: Floats
-    harrell_c_original: Floats
 
-    @property
-    def failed(self) -> Booleans:
-        """Where there is no fit, shape (B,)."""
-        return np.asarray(np.isnan(self.lr_chi2))
+
+@dataclass(frozen=True, eq=False)
+class Discriminated:
+    """Harrell's C of one refitted model; NaN where it has no fit.
+
+    Attributes:
+        resample: On its own resample, shape (B,).
+        original: On the patients as they are, shape (B,).
+    """
+
+    resample: Floats
+    original: Floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +96,7 @@ def refit(
     Args:
         fits: Models of the same times, events and strata, by name; unweighted, with at least one term.
         resamples: Of these patients.
-        penalised: Whether to maximise Firth's likelihood; statistics of likelihoods are then not given.
+        penalised: Whether to maximise Firth's likelihood.
         advance: Called with the number of resamples done since.
 
     Returns:
@@ -100,17 +104,15 @@ def refit(
     """
     designs = {name: _Design.of(fitted) for name, fitted in fits.items()}
     first = next(iter(designs.values()))
-    sets = first.sets
-    place = np.empty(len(sets.order), dtype=np.int64)
-    place[sets.order] = np.arange(len(place))
-    pairs = Pairs.build(sets.time[place], sets.event[place].astype(np.bool_), sets.stratum[place])
-    found: dict[str, list[tuple[Floats, ...]]] = {name: [] for name in designs}
+    found: dict[str, list[tuple[Floats, Floats]]] = {name: [] for name in designs}
     for chunk in chunks(resamples):
-        case = CaseWeights.of(sets, chunk[:, sets.order].astype(np.float64))
+        case = CaseWeights.of(first.sets, chunk[:, first.sets.order].astype(np.float64))
+        null = _null(first, case)
         for name, design in designs.items():
-            beta, chi2 = _maximise(design, case, penalised)
-            c = np.array([_concordance(pairs, design, row, counts) for row, counts in zip(beta, chunk, strict=True)])
-            found[name].append((beta / design.scale, chi2, c[:, 0], c[:, 1]))
+            beta, loglik = _maximise(design, case, penalised)
+            if penalised:
+                null = _evaluate(design, case, np.zeros_like(beta), False, True).loglik
+            found[name].append((beta / design.scale, 2 * (loglik - null)))
         advance(len(chunk))
     return {
         name: Refitted(*(np.concatenate(parts) for parts in zip(*values, strict=True)))
@@ -119,36 +121,64 @@ def refit(
     }
 
 
+def discriminate(
+    fits: Mapping[str, CoxFit],
+    refitted: Mapping[str, Refitted],
+    resamples: Resamples,
+    *,
+    advance: Callable[[int], None],
+) -> dict[str, Discriminated]:
+    """Harrell's C of refitted models.
+
+    Args:
+        fits: As given to `refit`.
+        refitted: What it found.
+        resamples: As given to `refit`.
+        advance: Called with the number of resamples done since.
+
+    Returns:
+        By the name of the model; nothing without resamples.
+    """
+    if not refitted:
+        return {}
+    sets = next(iter(fits.values())).sets
+    place = np.empty(len(sets.order), dtype=np.int64)
+    place[sets.order] = np.arange(len(place))
+    pairs = Pairs.build(sets.time[place], sets.event[place] == 1, sets.stratum[place])
+    # Patients with the same covariates have the same score to the last bit.
+    patterns = {name: np.unique(fitted.covariates, axis=0, return_inverse=True) for name, fitted in fits.items()}
+    found = {name: np.full((len(refitted[name].lr_chi2), 2), np.nan) for name in fits}
+    for number, counts in enumerate(resamples):
+        for name, (rows, row) in patterns.items():
+            coefficients = refitted[name].coefficients[number]
+            if np.isfinite(coefficients).all():
+                rank = np.unique(rows @ coefficients, return_inverse=True)[1].reshape(-1)
+                found[name][number] = pairs.harrell_c(rank[row.reshape(-1)], counts)
+        advance(1)
+    return {name: Discriminated(values[:, 0], values[:, 1]) for name, values in found.items()}
+
+
 @dataclass(frozen=True, eq=False)
 class _Design:
-    """Standardised columns (p, n) in the order of the sets, and where all patients have their maximum.
-
-    `patterns` (U, p) are the distinct rows of the columns, `pattern` (n,) the one of each patient in the input's order:
-    patients with the same covariates have the same score to the last bit.
-    """
+    """Standardised columns (p, n) in the order of the sets, and where all patients have their maximum."""
 
     sets: RiskSets
     columns: Floats
     scale: Floats
     beta: Floats
     information: Floats
-    patterns: Floats
-    pattern: Integers
 
     @classmethod
     def of(cls, fitted: CoxFit) -> "_Design":
         z = fitted.covariates
         scale = z.std(axis=0)
         scaled = (z - z.mean(axis=0)) / scale
-        patterns, pattern = np.unique(scaled, axis=0, return_inverse=True)
         return cls(
             fitted.sets,
             np.ascontiguousarray(scaled[fitted.sets.order].T),
             scale,
             fitted.coefficients * scale,
             np.asarray(np.linalg.inv(fitted.covariance * np.outer(scale, scale)), dtype=np.float64),
-            patterns,
-            pattern.reshape(-1),
         )
 
 
@@ -165,9 +195,14 @@ def chunks(resamples: Resamples) -> Iterator[Integers]:
         yield np.stack(held)
 
 
+def _null(design: _Design, case: CaseWeights) -> Floats:
+    """Log likelihoods (b,) without terms."""
+    return evaluate(design.sets, case, design.columns[:0], np.empty((len(case.rows), 0)), information=False).loglik
+
+
 def _maximise(design: _Design, case: CaseWeights, penalised: bool) -> tuple[Floats, Floats]:
-    """Coefficients (b, p) of the standardised columns under b vectors of case weights, and 2 (loglik - null) (b,)."""
-    b, p = len(case.rows), len(design.beta)
+    """Coefficients (b, p) of the standardised columns under b vectors of case weights, and log likelihoods (b,)."""
+    b = len(case.rows)
     beta = np.tile(design.beta, (b, 1))
     best = np.full(b, np.nan)
     information = np.tile(design.information, (b, 1, 1))
@@ -200,8 +235,7 @@ def _maximise(design: _Design, case: CaseWeights, penalised: bool) -> tuple[Floa
         moving = moving[going]
     else:
         beta[moving] = np.nan
-    null = _evaluate(design, case, np.zeros((b, p)), False, penalised).loglik
-    return beta, 2 * (best - null)
+    return beta, best
 
 
 def _evaluate(design: _Design, case: CaseWeights, beta: Floats, information: bool, penalised: bool) -> Point:
@@ -216,11 +250,3 @@ def _step(information: Floats, gradient: Floats) -> Floats:
     safe[weak] = np.eye(gradient.shape[1])
     step = np.linalg.solve(safe, np.where(known[:, None], gradient, 0.0)[..., None])[..., 0]
     return np.where((known & ~weak)[:, None], step, np.nan)
-
-
-def _concordance(pairs: Pairs, design: _Design, beta: Floats, counts: Integers) -> tuple[float, float]:
-    """C of one refitted model on its resample and on the patients as they are."""
-    if np.isnan(beta).any():
-        return float("nan"), float("nan")
-    rank = np.unique(design.patterns @ beta, return_inverse=True)[1].reshape(-1)
-    return pairs.harrell_c(rank[design.pattern], counts)

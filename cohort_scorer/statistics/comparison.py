@@ -13,7 +13,7 @@ from scipy.special import chdtrc, ndtr
 
 from cohort_scorer.errors import ConvergenceError
 from cohort_scorer.statistics import concordance, firth, residuals
-from cohort_scorer.statistics.bootstrap import Refitted
+from cohort_scorer.statistics.bootstrap import Discriminated, Refitted
 from cohort_scorer.statistics.concordance import Concordance
 from cohort_scorer.statistics.inputs import Floats, normal_quantile
 from cohort_scorer.statistics.regression import Fitted
@@ -33,6 +33,7 @@ class Compared:
         harrell: C of each fitted model.
         uno: Uno's C likewise.
         refitted: The models on resamples; empty without.
+        resampled_c: C of these; empty without.
         exposures: Of true, cxr, integrated.
         level: Confidence level.
     """
@@ -41,6 +42,7 @@ class Compared:
     harrell: Mapping[str, Concordance]
     uno: Mapping[str, Concordance]
     refitted: Mapping[str, Refitted]
+    resampled_c: Mapping[str, Discriminated]
     exposures: Sequence[str]
     level: float
 
@@ -224,8 +226,8 @@ def _c_differences(compared: Compared) -> Iterator[Row]:
                 p = None if nested or se == 0 else _two_sided(difference / se)
                 limits = {"lower": difference - half, "upper": difference + half}
                 yield {**found, "se": se, **limits, "p": p, "method": "infinitesimal_jackknife"}
-                if statistic == "harrell_c_difference" and first in compared.refitted and second in compared.refitted:
-                    drawn = compared.refitted[first].harrell_c - compared.refitted[second].harrell_c
+                if statistic == "harrell_c_difference" and first in compared.resampled_c:
+                    drawn = compared.resampled_c[first].resample - compared.resampled_c[second].resample
                     yield {**found, **quantiles(drawn, compared.level)}
 
 

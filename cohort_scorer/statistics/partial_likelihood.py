@@ -39,11 +39,13 @@ class CaseWeights:
 
     Attributes:
         rows: Weights >= 0, shape (..., n).
+        events: Those of the events, shape (..., E).
         mean: Mean weight of the events of each event's tie, 0 where its own is 0, shape (..., E).
         fraction: l / d, with l = 0 ... d - 1 over the d events of a tie whose weight is not 0, shape (..., E).
     """
 
     rows: Floats
+    events: Floats
     mean: Floats
     fraction: Floats
 
@@ -54,11 +56,11 @@ class CaseWeights:
         there = (weights > 0).astype(np.float64)
         size = np.maximum(sets.tied(there), 1.0).take(sets.event_group, axis=-1)
         mean = sets.tied(weights).take(sets.event_group, axis=-1) / size * there
-        return cls(rows, mean, sets.place_in_tie(there) / size * there)
+        return cls(rows, weights, mean, sets.place_in_tie(there) / size * there)
 
     def part(self, which: Integers) -> "CaseWeights":
         """Some of several vectors of weights."""
-        return CaseWeights(self.rows[which], self.mean[which], self.fraction[which])
+        return CaseWeights(self.rows[which], self.events[which], self.mean[which], self.fraction[which])
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,19 +109,18 @@ def evaluate(
     Args:
         sets: Who was at risk.
         case: Case weights.
-        columns: Covariates in the order of the sets, one contiguous row each, shape (p, n).
+        columns: Covariates in the order of the sets, centred, one contiguous row each, shape (p, n).
         beta: Coefficients, shape (..., p).
         information: Whether the information is wanted; the penalty needs it.
         penalised: Whether to add Firth's penalty.
     """
     eta = beta @ columns
-    eta -= eta.mean(axis=-1, keepdims=True)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         risk = at_risk(sets, case, eta)
-        events = case.rows * sets.event
-        loglik = (events * eta).sum(axis=-1) - (case.mean * np.log(risk.below)).sum(axis=-1)
+        died = eta.take(sets.event_rows, axis=-1)
+        loglik = (case.events * died).sum(axis=-1) - (case.mean * np.log(risk.below)).sum(axis=-1)
         expected = risk.relative * sets.lived(risk.share(), case.fraction)
-        gradient = (events - expected) @ columns.T
+        gradient = case.events @ columns[:, sets.event_rows].T - expected @ columns.T
         if not information and not penalised:
             return Point(loglik, gradient, _NOT_ASKED, _NOT_ASKED)
         means = risk.means(sets, columns)

@@ -22,7 +22,7 @@ from cohort_scorer.statistics import (
     subgroups,
 )
 from cohort_scorer.statistics import logrank as log_rank
-from cohort_scorer.statistics.bootstrap import Refitted, Resamples
+from cohort_scorer.statistics.bootstrap import Discriminated, Refitted, Resamples
 from cohort_scorer.statistics.comparison import Compared
 from cohort_scorer.statistics.groups import by_site_and_origin, joined, labelled
 from cohort_scorer.statistics.kaplan_meier import DAYS_PER_YEAR
@@ -190,8 +190,11 @@ def _of_group(
     for fitted in fits.values():
         result.note(fitted, people, f"{label} {fitted.model.name}")
     made = {name: fitted.fit for name, fitted in fits.items() if fitted.fit is not None and fitted.fit.df}
-    refitted = bootstrap.refit(made, resamples, penalised=penalised, advance=advance) if made else {}
-    compared = _compared(people, fits, refitted, choices)
+    refitted, resampled_c = {}, {}
+    if made:
+        refitted = bootstrap.refit(made, resamples, penalised=penalised, advance=advance)
+        resampled_c = bootstrap.discriminate(made, refitted, resamples, advance=advance)
+    compared = _compared(people, fits, refitted, resampled_c, choices)
     yield from _fit_tables(people, compared, choices)
     rows = list(comparison.rows(compared, choices.margin))
     risks, reasons = predicted_risk.predicted_risks(people, fits, choices.horizon_years)
@@ -204,7 +207,13 @@ def _of_group(
     yield "comparison", pl.DataFrame([*rows, *differences], schema=comparison.COLUMNS)
 
 
-def _compared(people: People, fits: dict[str, Fitted], refitted: dict[str, Refitted], choices: Choices) -> Compared:
+def _compared(
+    people: People,
+    fits: dict[str, Fitted],
+    refitted: dict[str, Refitted],
+    resampled_c: dict[str, Discriminated],
+    choices: Choices,
+) -> Compared:
     """The models with their concordances."""
     scores = {name: fitted.fit.linear_predictor for name, fitted in fits.items() if fitted.fit and fitted.fit.df}
     tau = max(choices.horizon_years) * DAYS_PER_YEAR
@@ -214,7 +223,7 @@ def _compared(people: People, fits: dict[str, Fitted], refitted: dict[str, Refit
     uno = {
         name: concordance.uno_c(people.time, people.event, score, tau, people.strata) for name, score in scores.items()
     }
-    return Compared(fits, harrell, uno, refitted, choices.exposures, choices.level)
+    return Compared(fits, harrell, uno, refitted, resampled_c, choices.exposures, choices.level)
 
 
 def _fit_tables(people: People, compared: Compared, choices: Choices) -> Tables:
@@ -270,7 +279,7 @@ def _discordance(people: People, exposure: str, choices: Choices) -> pl.DataFram
 def _fit_row(fitted: Fitted, compared: Compared, choices: Choices) -> pl.DataFrame:
     """The row of cox_fit.csv. Of a penalised fit the AIC is left out: its likelihood is no likelihood of the data."""
     name = fitted.model.name
-    harrell, uno, refitted = compared.harrell.get(name), compared.uno.get(name), compared.refitted.get(name)
+    harrell, uno, drawn = compared.harrell.get(name), compared.uno.get(name), compared.resampled_c.get(name)
     columns = fitted.columns()
     row: dict[str, object] = {"n": fitted.n, "n_events": fitted.n_events, "df": len(columns)}
     row["events_per_parameter"] = fitted.n_events / len(columns) if columns else None
@@ -280,9 +289,9 @@ def _fit_row(fitted: Fitted, compared: Compared, choices: Choices) -> pl.DataFra
         row["aic"] = fitted.fit.aic if fitted.method == "efron" else None
     if harrell is not None:
         row |= {"harrell_c": harrell.c, "harrell_c_se": harrell.se}
-        if refitted is not None and harrell.c is not None and not refitted.failed.all():
+        if drawn is not None and harrell.c is not None and np.isfinite(drawn.resample).any():
             # Harrell FE, Lee KL, Mark DB, Stat Med 1996;15:361-387: less the mean optimism of refitted models.
-            row["harrell_c_corrected"] = harrell.c - float(np.nanmean(refitted.harrell_c - refitted.harrell_c_original))
+            row["harrell_c_corrected"] = harrell.c - float(np.nanmean(drawn.resample - drawn.original))
     if uno is not None:
         row |= {"uno_c": uno.c, "uno_c_se": uno.se, "tau_days": max(choices.horizon_years) * DAYS_PER_YEAR}
     return pl.DataFrame([row])

@@ -65,7 +65,7 @@ def estimates(people: pl.DataFrame) -> dict[str, tuple[float, float, float]]:
         for name, fitted in fits.items()
         if fitted.fit is not None
     }
-    compared = Compared(fits, c, c, {}, ["true", "cxr"], 0.95)
+    compared = Compared(fits, c, c, {}, {}, ["true", "cxr"], 0.95)
     for row in comparison.rows(compared, None):
         judged = row["statistic"] in ("ratio_of_hazard_ratios", "harrell_c_difference")
         if judged and row["comparison"] == "covariates+cxr v covariates+true":
