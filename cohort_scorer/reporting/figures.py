@@ -15,8 +15,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from cohort_scorer.reporting import canvas, cohort_figures, survival_figures, wording
-from cohort_scorer.reporting.canvas import CATEGORIES, EXPOSURE_COLOURS, EXPOSURE_MARKERS, GRID, INK, MUTED
+from cohort_scorer.reporting import canvas, cohort_figures, comparison_figures, exposures, survival_figures, wording
+from cohort_scorer.reporting.canvas import CATEGORIES, EXPOSURE_COLOURS, INK, MUTED
 from cohort_scorer.reporting.tables import estimate
 from cohort_scorer.schemas import ALL
 
@@ -53,6 +53,9 @@ def _figures(tables: Mapping[str, pl.DataFrame]) -> Iterator[tuple[str, Figure]]
         "decision_curve": decision_curve,
         "cox": survival_figures.cox,
         "sensitivity": sensitivity,
+        "comparison": comparison_figures.ratios,
+        "horizon": comparison_figures.horizon,
+        "risk_curve": comparison_figures.risk_curve,
         "audit_positivity": audit_positivity,
     }
     for table, maker in whole.items():
@@ -63,10 +66,26 @@ def _figures(tables: Mapping[str, pl.DataFrame]) -> Iterator[tuple[str, Figure]]
         yield "roc", roc(tables["roc"], tables["discrimination"])
     for table, matrix in (("crosstab", crosstab), ("discordance", discordance)):
         if table in tables:
-            for exposure, rows in _by_exposure(tables[table]):
+            for exposure, rows in exposures.by_exposure(tables[table]):
                 yield f"{table}-{exposure}", matrix(rows)
-    if "kaplan_meier" in tables and "at_risk" in tables:
-        yield from survival_figures.kaplan_meier(tables["kaplan_meier"], tables["at_risk"])
+    yield from _survival(tables)
+
+
+def _survival(tables: Mapping[str, pl.DataFrame]) -> Iterator[tuple[str, Figure]]:
+    """Figures that need two tables, or of which there is one per exposure."""
+    if "at_risk" in tables and len(tables["at_risk"]):
+        years = float(tables["at_risk"]["time_years"].to_numpy().max())
+        if "kaplan_meier" in tables:
+            yield from survival_figures.kaplan_meier(tables["kaplan_meier"], tables["at_risk"])
+        if "cumulative_incidence" in tables:
+            for exposure, rows in exposures.by_exposure(tables["cumulative_incidence"]):
+                yield f"cumulative_incidence-{exposure}", survival_figures.cumulative_incidence(rows, years)
+    if "cox" in tables:
+        drawn = {"cox-subgroups": comparison_figures.subgroups(tables["cox"])}
+        if "schoenfeld" in tables:
+            for exposure, rows in exposures.by_exposure(tables["schoenfeld"]):
+                drawn[f"schoenfeld-{exposure}"] = comparison_figures.schoenfeld(rows, tables["cox"])
+        yield from ((name, figure) for name, figure in drawn.items() if figure)
 
 
 def training_curves(table: pl.DataFrame) -> Figure | None:
@@ -91,7 +110,7 @@ def training_curves(table: pl.DataFrame) -> Figure | None:
         Line2D([], [], color=EXPOSURE_COLOURS["cxr"], lw=1.2, label="images that choose the epoch"),
         Line2D([], [], color=INK, marker="o", ms=4, lw=0, label="epoch kept"),
     ]
-    _key(figure, handles)
+    exposures.key(figure, handles)
     return figure
 
 
@@ -106,12 +125,12 @@ def discrimination(table: pl.DataFrame) -> Figure | None:
     figure, axes = canvas.panels(
         [name for name, _ in parts], (2.7, 2.6), "Discrimination: AUC with its interval, by CACS threshold", margin=0.7
     )
-    rows = _slots(table, ("threshold", "exposure"), wording.threshold)
+    rows = exposures.slots(table, ("threshold", "exposure"), wording.threshold)
     for axis, (_, part) in zip(axes, parts, strict=True):
-        _intervals(axis, part, rows, "auc", ("threshold", "exposure"), "{:.2f}")
+        exposures.intervals(axis, part, rows, "auc", ("threshold", "exposure"), "{:.2f}")
         axis.axvline(0.5, color=MUTED, lw=0.8, ls=(0, (4, 3)))
         axis.set(xlim=limits, xlabel="Area under the ROC curve")
-    _exposure_key(figure, table)
+    exposures.exposure_key(figure, table)
     return figure
 
 
@@ -128,7 +147,7 @@ def roc(table: pl.DataFrame, areas: pl.DataFrame) -> Figure:
     figure, panels = _threshold_panels(table, (2.5, 2.5), "ROC curves with pointwise bands", "Sensitivity")
     for axis, value, part in panels:
         axis.plot((0, 1), (0, 1), color=MUTED, lw=0.8, ls=(0, (4, 3)))
-        shown = _by_exposure(part)
+        shown = exposures.by_exposure(part)
         for number, (exposure, rows) in enumerate(shown):
             _banded(axis, 1 - rows["specificity"], rows["sensitivity"], rows, exposure)
             area = estimate(*rows.select("area", "low", "high").row(0), decimals=2)
@@ -136,7 +155,7 @@ def roc(table: pl.DataFrame, areas: pl.DataFrame) -> Figure:
             axis.text(0.98, y, text, ha="right", color=EXPOSURE_COLOURS[exposure], fontsize=7.5)
         axis.text(0.98, 0.03 + 0.075 * len(shown), "AUC" if shown else "", ha="right", fontsize=7.5)
         axis.set(xlim=(0, 1), ylim=(0, 1), xlabel=f"1 \N{MINUS SIGN} specificity, {wording.threshold(value)}")
-    _exposure_key(figure, table, {"no discrimination": (0, (4, 3))})
+    exposures.exposure_key(figure, table, {"no discrimination": (0, (4, 3))})
     return figure
 
 
@@ -157,18 +176,20 @@ def calibration(table: pl.DataFrame) -> Figure | None:
         right=0.35,
         title_width=9,
     )
-    rows = _slots(table, ("threshold", "exposure"), wording.threshold)
+    rows = exposures.slots(table, ("threshold", "exposure"), wording.threshold)
     for number, axis in enumerate(axes):
         part, (statistic, ideal) = parts[number // 4][1], list(_STATISTICS.items())[number % 4]
         shown = table.filter(pl.col("statistic") == statistic).select("estimate", "lower", "upper").to_numpy()
         known = np.append(shown[np.isfinite(shown)], ideal)
         room = 0.08 * (known.max() - known.min()) + 0.01
-        _intervals(axis, part.filter(pl.col("statistic") == statistic), rows, "estimate", ("threshold", "exposure"))
+        exposures.intervals(
+            axis, part.filter(pl.col("statistic") == statistic), rows, "estimate", ("threshold", "exposure")
+        )
         axis.axvline(ideal, color=MUTED, lw=0.8, ls=(0, (4, 3)))
         axis.set(xlim=(known.min() - room, known.max() + room), xlabel=wording.words(statistic))
         axis.xaxis.set_major_locator(MaxNLocator(4))
         axis.tick_params(labelleft=number % 4 == 0)
-    _exposure_key(figure, table)
+    exposures.exposure_key(figure, table)
     return figure
 
 
@@ -180,7 +201,7 @@ def calibration_curve(table: pl.DataFrame) -> Figure | None:
     figure, panels = _threshold_panels(table, (2.5, 2.5), "Calibration curves with pointwise bands", "Observed share")
     for axis, value, part in panels:
         axis.plot((0, 1), (0, 1), color=MUTED, lw=0.8, ls=(0, (4, 3)))
-        for exposure, rows in _by_exposure(part):
+        for exposure, rows in exposures.by_exposure(part):
             _banded(axis, rows["probability"], rows["observed"], rows, exposure)
         same = table.filter(pl.col("threshold") == value)
         # Bands may reach 1 where the curve ends far below: the frame is cut to the curves, so that these can be read.
@@ -188,7 +209,7 @@ def calibration_curve(table: pl.DataFrame) -> Figure | None:
         axis.set(xlim=(0, end), ylim=(0, end), xlabel=f"Predicted probability, {wording.threshold(value)}")
         axis.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axis.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    _exposure_key(figure, table, {"predicted = observed": (0, (4, 3))})
+    exposures.exposure_key(figure, table, {"predicted = observed": (0, (4, 3))})
     return figure
 
 
@@ -198,7 +219,7 @@ def decision_curve(table: pl.DataFrame) -> Figure | None:
         return None
     figure, panels = _threshold_panels(table, (2.75, 1.9), "Decision curves", "Net benefit")
     for axis, value, part in panels:
-        for exposure, rows in _by_exposure(part):
+        for exposure, rows in exposures.by_exposure(part):
             ordered = rows.sort("probability")
             axis.plot(ordered["probability"], ordered["net_benefit"], color=EXPOSURE_COLOURS[exposure], lw=1.6)
         everybody = part.unique("probability").sort("probability")
@@ -207,7 +228,7 @@ def decision_curve(table: pl.DataFrame) -> Figure | None:
         top = part.select(pl.max_horizontal("net_benefit", "treat_all").max()).item() or 0.1
         axis.set(ylim=(-0.12 * top, 1.08 * top), xlabel=f"Threshold probability, {wording.threshold(value)}")
         axis.set_xlim(0, float(table.select(pl.col("probability").max()).item()))
-    _exposure_key(figure, table, {"act on all": (0, (4, 3)), "act on nobody": "-"})
+    exposures.exposure_key(figure, table, {"act on all": (0, (4, 3)), "act on nobody": "-"})
     return figure
 
 
@@ -256,7 +277,7 @@ def sensitivity(table: pl.DataFrame) -> Figure | None:
         for row in rows.select("analysis", "value", "n_events_model", "n_model").iter_rows()
     ]
     rows = rows.with_columns(pl.Series("told", told))
-    slots = _slots(rows, ("told", "exposure"), str)
+    slots = exposures.slots(rows, ("told", "exposure"), str)
     limits = survival_figures.ratio_limits(rows)
     figure, axes = canvas.panels(
         CATEGORIES[1:],
@@ -266,13 +287,13 @@ def sensitivity(table: pl.DataFrame) -> Figure | None:
         left=0.1,
     )
     for number, (axis, level) in enumerate(zip(axes, CATEGORIES[1:], strict=True)):
-        _intervals(
+        exposures.intervals(
             axis, rows.filter(pl.col("level") == level, pl.col("hr").is_not_null()), slots, "hr", ("told", "exposure")
         )
         survival_figures.ratio_axis(axis, limits)
         if number:
             axis.set_yticklabels([])
-    _exposure_key(figure, rows)
+    exposures.exposure_key(figure, rows)
     return figure
 
 
@@ -287,7 +308,7 @@ def audit_positivity(table: pl.DataFrame) -> Figure | None:
         .alias("row")
     )
     parts = canvas.groups(table)
-    rows = _slots(table, ("row", "exposure"), str)
+    rows = exposures.slots(table, ("row", "exposure"), str)
     longest = max(len(line) for label in rows[1] for line in label.split("\n"))
     title = f"Positivity with its interval: predicted {wording.threshold(table['threshold'][0])}"
     figure, axes = canvas.panels(
@@ -296,10 +317,10 @@ def audit_positivity(table: pl.DataFrame) -> Figure | None:
     top = min(100.0, 108 * float(table.select(pl.max_horizontal("positivity", "upper").max()).item()))
     percent = pl.col("positivity", "lower", "upper") * 100
     for number, (axis, (_, part)) in enumerate(zip(axes, parts, strict=True)):
-        _intervals(axis, part.with_columns(percent), rows, "positivity", ("row", "exposure"))
+        exposures.intervals(axis, part.with_columns(percent), rows, "positivity", ("row", "exposure"))
         axis.set(xlim=(0, top), xlabel="Called positive, %")
         axis.tick_params(labelleft=number % 3 == 0)
-    _exposure_key(figure, table)
+    exposures.exposure_key(figure, table)
     return figure
 
 
@@ -364,68 +385,3 @@ def _matrix(table: pl.DataFrame, title: str) -> Figure:
         if number % 3 == 0:
             axis.set_ylabel("True category")
     return figure
-
-
-def _by_exposure(table: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
-    """The table's parts by exposure, in the order of the legend."""
-    parts = {str(key[0]): rows for key, rows in table.partition_by("exposure", as_dict=True).items()}
-    return [(exposure, parts[exposure]) for exposure in wording.EXPOSURES if exposure in parts]
-
-
-Slots = tuple[dict[tuple[object, str], float], list[str]]
-
-
-def _slots(table: pl.DataFrame, keys: tuple[str, str], label: Callable[..., str]) -> Slots:
-    """Heights of (row, exposure) markers, rows one unit apart from the top, and the rows' labels."""
-    row, _ = keys
-    values = table[row].unique(maintain_order=True).to_list()
-    exposures = [exposure for exposure, _ in _by_exposure(table)]
-    offset = {exposure: 0.22 * (number - (len(exposures) - 1) / 2) for number, exposure in enumerate(exposures)}
-    heights = {(value, name): number + offset[name] for number, value in enumerate(values) for name in exposures}
-    return heights, [label(value) for value in values]
-
-
-def _intervals(
-    axis: Axes, part: pl.DataFrame, slots: Slots, estimate: str, keys: tuple[str, str], text: str = ""
-) -> None:
-    """Markers with intervals; an absent limit draws the marker alone."""
-    heights, labels = slots
-    for row in part.iter_rows(named=True):
-        y, exposure = heights[row[keys[0]], row[keys[1]]], row[keys[1]]
-        colour = EXPOSURE_COLOURS[exposure]
-        if row["lower"] is not None and row["upper"] is not None:
-            axis.plot((row["lower"], row["upper"]), (y, y), color=colour, lw=1.5, solid_capstyle="butt")
-        axis.plot(row[estimate], y, EXPOSURE_MARKERS[exposure], color=colour, ms=5, mec="white", mew=0.6)
-        if text:
-            side = max(row[estimate], row["upper"] or 0.0)
-            axis.annotate(
-                text.format(row[estimate]), (side, y), (4, 0), textcoords="offset points", va="center", fontsize=7
-            )
-    axis.set_yticks(range(len(labels)), labels)
-    axis.set_ylim(len(labels) - 0.5, -0.5)
-    axis.tick_params(axis="y", length=0)
-    axis.grid(axis="x", color=GRID, lw=0.7)
-    axis.set_axisbelow(True)
-    for border in range(1, len(labels)):
-        axis.axhline(border - 0.5, color=GRID, lw=0.7)
-
-
-def _exposure_key(figure: Figure, table: pl.DataFrame, others: Mapping[str, object] | None = None) -> None:
-    """Name the exposures' colours and markers in one line under the title."""
-    marked = others is None
-    handles = [
-        Line2D([], [], color=EXPOSURE_COLOURS[name], marker=EXPOSURE_MARKERS[name] if marked else "", lw=1.6, ms=5,
-                         label=wording.EXPOSURES[name])
-        for name, _ in _by_exposure(table)
-    ]  # fmt: skip
-    for label, dashes in (others or {}).items():
-        handles.append(Line2D([], [], color=MUTED, lw=1, ls=dashes, label=label))
-    _key(figure, handles)
-
-
-def _key(figure: Figure, handles: Sequence[Line2D]) -> None:
-    width, height = figure.get_size_inches()
-    place = (0.04 / width, 1 - 0.55 / height)
-    figure.legend(
-        handles=handles, loc="upper left", bbox_to_anchor=place, ncols=len(handles), fontsize=8.5, borderpad=0.3
-    )

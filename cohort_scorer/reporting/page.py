@@ -50,15 +50,49 @@ _CAPTIONS = {
     "discordance": "Events per 1,000 person-years by true and predicted category, with events / patients.",
     "kaplan_meier": "Cumulative events (1 - Kaplan-Meier) with log-log bands; at risk, events and censored below.",
     "cox": "Hazard ratios against CAC 0 with intervals; open markers crude, filled markers adjusted.",
+    "comparison": "Adjusted hazard ratio of each predicted category over that of the true one, with paired intervals "
+    "and thin those of resamples.",
+    "cumulative_incidence": "Cumulative incidence (Aalen-Johansen) of the event with bands; dashed: what competes.",
+    "schoenfeld": "Adjusted hazard ratio over time, smoothed from scaled Schoenfeld residuals, with pointwise bands; "
+    "dotted: the constant ratio of the model. A line within the band everywhere speaks for proportional hazards.",
+    "horizon": "Time-dependent AUC of the adjusted models at each horizon, with intervals from resamples.",
+    "risk_curve": "Risk by the largest horizon over the predicted probability, with pointwise bands from resamples.",
+    "cox-subgroups": "Adjusted hazard ratios of the highest category against CAC 0 in parts of the patients.",
     "sensitivity": "Adjusted hazard ratios against CAC 0 with intervals, as declared and with one choice changed; a "
     "model that was not fitted has no marker.",
     "audit_positivity": "Share of scored patients called positive, with Wilson intervals, by stratum.",
 }
-_DRAWN_FROM = {"kaplan_meier": ("kaplan_meier", "at_risk"), "roc": ("roc", "discrimination")}
+_DRAWN_FROM = {
+    "kaplan_meier": ("kaplan_meier", "at_risk"),
+    "roc": ("roc", "discrimination"),
+    "schoenfeld": ("schoenfeld", "cox"),
+}
 _LINKED = frozenset(
-    ("kaplan_meier", "cumulative_incidence", "decision_curve", "roc", "calibration_curve", "training_curves")
+    (
+        *("kaplan_meier", "cumulative_incidence", "decision_curve", "roc", "calibration_curve", "training_curves"),
+        *("schoenfeld", "risk_curve", "comparison"),
+    )
 )
 """Tables that are data for a figure: named with their CSV, never printed."""
+
+_COMPARISONS = {
+    "comparison_likelihoods": (
+        ("lr_chi2", "adequacy_predicted", "adequacy_true", "relative_lr"),
+        "Likelihood ratios of nested models, and adequacy",
+    ),
+    "comparison_c": (
+        ("harrell_c_difference", "uno_c_difference", "auc_difference", "brier_difference"),
+        "Differences of discrimination and accuracy: the first model less the second",
+    ),
+    "comparison_margin": (("noninferiority_c",), "C of the predicted less that of the true category, and the margin"),
+    "comparison_means": (("rmst", "rmst_difference"), "Restricted mean time free of the event"),
+    "comparison_calibration": (("risk", "observed_expected"), "Risk by category, and observed over predicted risk"),
+    "comparison_interactions": (("interaction_lr_chi2",), "Tests of interaction"),
+}
+"""Parts of comparison.csv on the page: statistics and caption."""
+
+_TOLERATED_DIFFERENCE = 1e-6
+"""From lifelines, of a log hazard ratio."""
 
 _WIDEST_RECORD = 5
 """Columns of a manifest's table; records with more are printed one by one."""
@@ -134,12 +168,23 @@ def render(content: Page) -> str:
         archive_sums=list(_sums(content.archive)),
         trained_on_simulated=bool(content.model.get("trained_on_simulated_data")),
         model_facts=[(wording.sentence(key), plain(value)) for key, value in content.model.items()],
+        lifelines=_lifelines(content.manifest),
+        margin=settings.get(("comparison", "noninferiority_margin_c")) or None,
         landmark=f", plus {landmark} days (landmark)" if landmark else "",
         choice_table=_choices(content.choices),
         interval_note=f"Intervals are at the {100 * float(level):g} % level." if level else "",
         provenance_facts=[(wording.sentence(k), plain(v)) for k, v in content.manifest.items() if not _nested(v)],
         provenance_tables=[table for k, v in content.manifest.items() if _nested(v) and v for table in _records(k, v)],
     )
+
+
+def _lifelines(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The largest difference of a coefficient from lifelines in this run, as text, and whether it is too large."""
+    facts = manifest.get("facts", {}).get("prognosis", {})
+    difference = facts.get("largest_difference_from_lifelines")
+    if difference is None:
+        return {}
+    return {"difference": f"{difference:.0e}", "too_large": difference > _TOLERATED_DIFFERENCE}
 
 
 @cache
@@ -167,10 +212,25 @@ def _printed(published: Mapping[str, pl.DataFrame]) -> dict[str, Printed]:
     """Every table that has rows; of those too long for a page, or made for a figure, only the name and the CSV."""
     made = {name: _one(name, frame) for name, frame in published.items() if len(frame)}
     if "cox" in made:
-        terms = tables.printed("cox", published["cox"])
-        made["cox_terms"] = replace(terms, caption="Cox regression, all terms of all models")
+        made |= _cox(published["cox"])
+    if "comparison" in made:
+        frame = published["comparison"]
+        parts = {name: tables.comparison(frame, *wanted) for name, wanted in _COMPARISONS.items()}
+        parts["comparison_ratios"] = tables.ratios(frame)
+        made |= {name: part for name, part in parts.items() if part}
     if "baseline" in made and len(rows := published["baseline"].filter(pl.col("site") != schemas.ALL)):
         made["baseline_sites"] = replace(tables.baseline(rows), caption="Baseline characteristics by site")
+    return made
+
+
+def _cox(frame: pl.DataFrame) -> dict[str, Printed]:
+    """All terms of the models, and their hazard ratios in parts of the follow-up and of the patients."""
+    part = pl.concat_str(pl.col("subgroup", "period").fill_null(""))
+    terms = tables.printed("cox", frame.filter(part == ""))
+    made = {"cox_terms": replace(terms, caption="Cox regression, all terms of all models", n_rows=len(frame))}
+    for column, caption in (("period", "Hazard ratios by period of follow-up"), ("subgroup", "Hazard ratios in parts")):
+        if (frame[column].fill_null("") != "").any():
+            made[f"cox_{column}"] = tables.cox_parts(frame, column, caption)
     return made
 
 
@@ -201,8 +261,8 @@ def _drawn(figures: Mapping[str, str]) -> dict[str, list[_Drawn]]:
     found: dict[str, list[_Drawn]] = {}
     for name, drawing in figures.items():
         table, _, exposure = name.partition("-")
-        caption = _CAPTIONS.get(table, f"{wording.sentence(table)}.")
-        if exposure:
+        caption = _CAPTIONS.get(name) or _CAPTIONS.get(table, f"{wording.sentence(table)}.")
+        if exposure and name not in _CAPTIONS:
             caption = f"{wording.words(exposure)}. {caption}"
         source = "data:image/svg+xml;base64," + base64.b64encode(drawing.encode()).decode()
         alternative = f"Figure: {caption} The numbers stand in the tables named below it."

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from cohort_scorer.reporting import canvas, wording
 from cohort_scorer.reporting.canvas import CATEGORIES, CATEGORY_COLOURS, EXPOSURE_COLOURS, EXPOSURE_MARKERS, GRID, MUTED
@@ -53,9 +53,43 @@ def kaplan_meier(table: pl.DataFrame, at_risk: pl.DataFrame) -> Iterator[tuple[s
         yield "kaplan_meier", _curves(beside, f"Cumulative events by true and predicted category: {name}", years)
 
 
-def _until(table: pl.DataFrame, days: float) -> pl.DataFrame:
+def cumulative_incidence(table: pl.DataFrame, years: float) -> Figure:
+    """Incidence of the event by category with bands, and of what competes with it, dashed; a panel per group.
+
+    Args:
+        table: Rows of cumulative_incidence.csv of one exposure.
+        years: Where the axis ends.
+    """
+    table = _until(table, years * YEAR_DAYS, ["cause"])
+    highest = 100 * float(table.select(pl.max_horizontal("incidence", "upper").max()).item() or 0)
+    scale = next((end for end in _SCALES if end >= 1.05 * highest), 100)
+    parts = canvas.groups(table)
+    title = f"Cumulative incidence by category: {wording.EXPOSURES[table['exposure'][0]]} (dashed: competing events)"
+    figure, axes = canvas.panels([name for name, _ in parts], (2.4, 2.3), title, margin=0.2, left=0.45, right=0.92)
+    # As survival, so that the curves are drawn as those of Kaplan and Meier.
+    falling = [
+        (1 - pl.col(old)).alias(new) for old, new in (("incidence", "survival"), ("upper", "lower"), ("lower", "upper"))
+    ]
+    for number, (axis, (_, part)) in enumerate(zip(axes, parts, strict=True)):
+        ends = []
+        for name in CATEGORIES:
+            rows = part.filter(pl.col("category") == name).with_columns(falling)
+            ends.append((name, _curve(axis, rows.filter(pl.col("cause") == "event"), name, years)))
+            other = rows.filter(pl.col("cause") == "competing").with_columns(pl.lit(None, pl.Float64).alias("lower"))
+            _curve(axis, other, name, years, dashes=(0, (3, 2)))
+        axis.set(xlim=(0, years), ylim=(0, scale), xlabel="Years of follow-up")
+        axis.xaxis.set_major_locator(MaxNLocator(7, integer=True))
+        axis.grid(axis="y", color=GRID, lw=0.7)
+        axis.set_axisbelow(True)
+        _label_ends(axis, [(name, end) for name, end in ends if end is not None], scale)
+        if number % 3 == 0:
+            axis.set_ylabel("Cumulative incidence, %")
+    return figure
+
+
+def _until(table: pl.DataFrame, days: float, further: Sequence[str] = ()) -> pl.DataFrame:
     """Rows up to a day; a curve that is followed beyond it is drawn to that day."""
-    keys = ["site", "score_origin", "exposure", "category"]
+    keys = ["site", "score_origin", "exposure", "category", *further]
     kept = table.filter(pl.col("time_days") <= days)
     beyond = table.filter(pl.col("time_days") > days)
     ends = kept.group_by(keys, maintain_order=True).last().join(beyond, on=keys, how="semi", nulls_equal=True)
@@ -90,8 +124,10 @@ def _thin(times: list[float]) -> list[float]:
     return times[:: -(-len(times) // 7)]
 
 
-def _curve(axis: Axes, rows: pl.DataFrame, category: str, years: float) -> float | None:
-    """Draw one step curve with its band; return its last height in %."""
+def _curve(
+    axis: Axes, rows: pl.DataFrame, category: str, years: float, dashes: str | tuple[int, tuple[int, int]] = "-"
+) -> float | None:
+    """Draw one step curve with its band, if it has one; return its last height in %."""
     if rows.is_empty():
         return None
     rows = rows.sort("time_days").with_columns(
@@ -106,7 +142,7 @@ def _curve(axis: Axes, rows: pl.DataFrame, category: str, years: float) -> float
     colour = CATEGORY_COLOURS[category]
     shown = np.isfinite(lower) & np.isfinite(upper)
     axis.fill_between(time, lower, upper, where=shown, step="post", color=colour, alpha=0.16, lw=0)
-    axis.step(time, curve, where="post", color=colour, lw=1.6)
+    axis.step(time, curve, where="post", color=colour, lw=1.6 if dashes == "-" else 1.0, ls=dashes)
     return float(curve[-1])
 
 

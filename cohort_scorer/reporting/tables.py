@@ -4,7 +4,7 @@ Knows no section and no HTML. Every number stands in the CSV; here it is only ro
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
@@ -26,6 +26,7 @@ _PERCENT = frozenset(
 )  # fmt: skip
 _FREE_TEXT = frozenset(("level", "subgroup", "period"))
 _GROUP = ("site", "score_origin")
+_REFERENCE = schemas.vocabulary("kaplan_meier", "category")[0]
 
 
 @dataclass(frozen=True)
@@ -229,6 +230,82 @@ def cox(frame: pl.DataFrame) -> Printed:
     return Printed("cox", caption, note, (("Category", "", False), *labels), tuple(bodies), len(frame))
 
 
+def cox_parts(frame: pl.DataFrame, column: str, caption: str) -> Printed:
+    """Adjusted hazard ratios in parts of the follow-up (period) or of the patients (subgroup), a row per category."""
+    rows = frame.filter(pl.col(column).fill_null("") != "", pl.col("level") != _REFERENCE)
+    exposures = [name for name, _ in _split(rows, "exposure")]
+    bodies = []
+    for heading, part in _bodies(rows.filter(pl.col("model") == "covariates+" + pl.col("exposure"))):
+        lines = []
+        for cells in part.partition_by(column, "level", maintain_order=True):
+            found = {row["exposure"]: row for row in cells.iter_rows(named=True)}
+            shown = [found.get(name) for name in exposures]
+            counts = [wording.ABSENT if row is None else f"{row['n_events']:,} / {row['n']:,}" for row in shown]
+            ratios = [hazard_ratio(row) for row in shown]
+            pairs = (text for pair in zip(counts, ratios, strict=True) for text in pair)
+            lines.append((wording.sentence(cells[column][0]), cells["level"][0], *pairs))
+        bodies.append((heading, tuple(lines)))
+    labels = [(f"{wording.words(name)}: {kind}", "", True) for name in exposures for kind in ("events / n", "adjusted")]
+    headers = ((wording.sentence(column), "", False), ("Category", "", False), *labels)
+    return Printed("cox", caption, "Hazard ratios against CAC 0.", headers, tuple(bodies), len(frame))
+
+
+def ratios(frame: pl.DataFrame) -> Printed | None:
+    """Ratio of hazard ratios and the absolute risks beside it, a row per category and predicted exposure.
+
+    Args:
+        frame: comparison.csv.
+    """
+    chosen = frame.filter(pl.col("statistic") == "ratio_of_hazard_ratios")
+    if chosen.is_empty():
+        return None
+    risks = frame.filter(pl.col("statistic") == "risk")
+    horizon = risks.select(pl.col("horizon_years").max()).item()
+    risks = risks.filter(pl.col("horizon_years") == horizon)
+    bodies = []
+    for heading, part in _bodies(frame):
+        known = {
+            (row["exposure"], row["level"], row["method"]): row
+            for row in part.filter(pl.col("statistic") == "ratio_of_hazard_ratios").iter_rows(named=True)
+        }
+        beside = {
+            (row["exposure"], row["level"]): row
+            for row in part.join(risks, on=frame.columns, how="semi", nulls_equal=True).iter_rows(named=True)
+        }
+        lines = []
+        for exposure, level in dict.fromkeys(key[:2] for key in known):
+            own, drawn = (_interval(known.get((exposure, level, method)), 2) for method in ("dfbeta", "bootstrap"))
+            predicted, true = (_interval(beside.get((name, level)), 1, 100) for name in (exposure, "true"))
+            p = p_value((known.get((exposure, level, "dfbeta")) or {}).get("p"))
+            lines.append((wording.words(exposure), level, own, p, drawn, predicted, true))
+        bodies.append((heading, tuple(lines)))
+    years = f"{horizon:g} years" if horizon is not None else "the horizon"
+    labels = ("Predicted by", "Category", "Ratio of hazard ratios", "p", "From resamples",
+              f"Risk by {years} if predicted, %", f"Risk by {years} if true, %")  # fmt: skip
+    headers = tuple((label, "", number > 1) for number, label in enumerate(labels))
+    note = "Adjusted hazard ratio of the predicted category over that of the true one, each against its own CAC 0."
+    return Printed("comparison", "Predicted : true, in ratio and in risk", note, headers, tuple(bodies), len(frame))
+
+
+def _interval(row: dict[str, Any] | None, decimals: int, factor: float = 1) -> str:
+    if row is None or row["estimate"] is None:
+        return wording.ABSENT
+    scaled = (None if row[name] is None else factor * row[name] for name in ("estimate", "lower", "upper"))
+    return estimate(*scaled, decimals=decimals)
+
+
+def comparison(frame: pl.DataFrame, statistics: Sequence[str], caption: str) -> Printed | None:
+    """Some statistics of comparison.csv, or None where it has none of them."""
+    # The models are named in the comparison; without the standard error the limits stand beside their estimate.
+    rows = frame.filter(pl.col("statistic").is_in(statistics)).drop("exposure", "se")
+    if rows.is_empty():
+        return None
+    made = printed("comparison", rows)
+    # The schema's words for the columns tell of every statistic, of those too that the study did not ask for.
+    headers = tuple((label, "", numeric) for label, _, numeric in made.headers)
+    return replace(made, caption=caption, note="", headers=headers, n_rows=len(frame))
+
+
 def sensitivity(frame: pl.DataFrame) -> Printed:
     """Adjusted hazard ratios of every exposure, a row per analysis and category."""
     exposures = [name for name, _ in _split(frame, "exposure")]
@@ -336,6 +413,7 @@ _SPECIAL: dict[str, Callable[[Any], str]] = {
     "p": p_value,
     "p_holm": p_value,
     "model": wording.model,
+    "comparison": wording.comparison,
     "fold": lambda fold: fold or "pooled",
     "chosen": lambda chosen: "yes" if chosen else "no",
 }

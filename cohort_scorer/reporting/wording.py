@@ -27,6 +27,23 @@ _OTHERS = {
     "days_between": "Days between, CXR - CT",
     "overall": "Overall",
     "crude": "Crude",
+    "lr_chi2": "Likelihood ratio",
+    "interaction_lr_chi2": "Likelihood ratio of the interaction",
+    "adequacy_predicted": "Adequacy, predicted",
+    "adequacy_true": "Adequacy, true",
+    "relative_lr": "Likelihood ratio, predicted over true",
+    "harrell_c_difference": "Harrell's C",
+    "uno_c_difference": "Uno's C",
+    "auc_difference": "AUC(t)",
+    "brier_difference": "Brier score",
+    "noninferiority_c": "Harrell's C against the margin",
+    "rmst": "Restricted mean, days",
+    "rmst_difference": "Difference from CAC 0, days",
+    "infinitesimal_jackknife": "Paired",
+    "bootstrap": "Resamples",
+    "dfbeta": "Paired",
+    "kaplan_meier": "Kaplan-Meier",
+    "aalen_johansen": "Aalen-Johansen",
 }
 
 _ABBREVIATIONS = {
@@ -69,6 +86,15 @@ def model(code: str) -> str:
     """A Cox model's code: `crude:cxr` as `Crude, CXR`, `covariates+true` as `Covariates + True CACS`."""
     kind, _, exposure = code.partition(":")
     return f"Crude, {words(exposure)}" if exposure else sentence(" + ".join(words(part) for part in kind.split("+")))
+
+
+def comparison(code: str) -> str:
+    """What comparison.csv compares: `A v B` of two models, `A x part` of an interaction, or one model."""
+    for sign, between in ((" v ", " v "), (" x ", " × ")):  # noqa: RUF001
+        first, found, second = code.partition(sign)
+        if found:
+            return f"{model(first)}{between}{words(second) if sign == ' x ' else model(second)}"
+    return model(code)
 
 
 def threshold(value: int | None) -> str:

@@ -183,7 +183,9 @@ def _recalibration(n: int) -> pl.DataFrame:
 
 
 def _group(part: pl.DataFrame) -> dict[str, list[dict[str, Any]]]:
-    return _performance(part) | _tables_of_patients(part) | _survival(part) | _cox(part) | _audit(part)
+    return (
+        _performance(part) | _tables_of_patients(part) | _survival(part) | _cox(part) | _compared(part) | _audit(part)
+    )
 
 
 def _performance(part: pl.DataFrame) -> dict[str, list[dict[str, Any]]]:
@@ -352,12 +354,93 @@ def _cox(part: pl.DataFrame) -> dict[str, list[dict[str, Any]]]:
             fit = _row(names, -812.4, -790.1, 3, 44.6, 1.1e-9, 1586.2, 0.68, 0.02, 32.0)
             about = _row("model n n_events method", model, n, n_events, method)
             rows["cox_fit"].append({**about, **({} if few else fit)})
+    for row in [row for row in rows["cox"] if row["model"].startswith("covariates") and row["term"] == "category"]:
+        for part_of, name in (("subgroup", "sex: F"), ("subgroup", "age: 65 and over"), ("period", "1 to 5 years")):
+            rows["cox"].append({**row, part_of: name, "n": row["n"] // 2, "n_events": row["n_events"] // 2})
     rows["sensitivity"] = [
         {**row, "analysis": analysis, "value": value, "n_model": n - lost, "n_events_model": n_events}
         for analysis, value, lost in (("main", None, 0), ("pairing", "nearest_before", 9), ("landmark_days", "90", 5))
         for row in rows["cox"]
-        if row["term"] == "category"
+        if row["term"] == "category" and "subgroup" not in row and "period" not in row
     ]
+    return rows
+
+
+def _compared(part: pl.DataFrame) -> dict[str, list[dict[str, Any]]]:
+    rows: dict[str, list[dict[str, Any]]] = {
+        name: []
+        for name in (
+            "comparison",
+            "horizon",
+            "proportional_hazards",
+            "schoenfeld",
+            "risk_curve",
+            "cumulative_incidence",
+        )
+    }
+    n, events = len(part), int(part["event"].sum())
+    for number, exposure in enumerate(EXPOSURES):
+        model = f"covariates+{exposure}"
+        for term, df in ((f"category {exposure}", 3), ("age_at_t0_years", 1), ("GLOBAL", 4)):
+            rows["proportional_hazards"].append(_row("model term chi2 df p", model, term, 3.2 + number, df, 0.31))
+        for years in (1.0, 3.0, 5.0):
+            names = "model horizon_years n_at_risk n_events auc lower upper brier ipa replicates"
+            auc = 0.78 - 0.03 * number
+            rows["horizon"].append(
+                _row(names, model, years, n // 2, events // 2, auc, auc - 0.04, auc + 0.04, 0.1, 0.08, 200)
+            )
+        for code, category in enumerate(CATEGORIES):
+            there = part.filter(pl.col(exposure) == code)
+            risk = 0.05 + 0.08 * code
+            about = {"exposure": exposure, "level": category}
+            names = "comparison statistic horizon_years estimate lower upper method"
+            found = _row(names, f"crude:{exposure}", "risk", 5.0, risk, risk / 2, 1.5 * risk, "aalen_johansen")
+            mean = _row(names, f"crude:{exposure}", "rmst", 5.0, 1800 - 90 * code, 1700, 1900, "kaplan_meier")
+            rows["comparison"] += [{**about, **found}, {**about, **mean}]
+            for days in (0.0, 200.0, 900.0, 1500.0) if len(there) else ():
+                rising = _row(
+                    "time_days incidence lower upper", days, risk * days / 1500, risk * days / 2000, risk * days / 900
+                )
+                rows["cumulative_incidence"].append(
+                    {"exposure": exposure, "category": category, "cause": "event", **rising}
+                )
+            if code:
+                for days in (30.0, 600.0, 1400.0):
+                    curve = _row("time_days coef lower upper", days, 0.4 * code, 0.4 * code - 0.5, 0.4 * code + 0.5)
+                    rows["schoenfeld"].append({"model": model, **about, **curve})
+        if exposure == "true":
+            continue
+        pair = {"comparison": f"{model} v covariates+true", "exposure": exposure}
+        for code, category in enumerate(CATEGORIES[1:]):
+            names = "level statistic estimate se lower upper p method replicates failed"
+            ratio = 0.8 - 0.1 * code
+            limits = (ratio * 0.7, ratio * 1.4)
+            rows["comparison"] += [
+                {
+                    **pair,
+                    **_row(names, category, "ratio_of_hazard_ratios", ratio, 0.2, *limits, 0.06, "dfbeta", None, None),
+                },
+                {
+                    **pair,
+                    **_row(names, category, "ratio_of_hazard_ratios", ratio, 0.2, *limits, None, "bootstrap", 199, 1),
+                },
+            ]
+        names = "statistic estimate lower upper df p method"
+        rows["comparison"] += [
+            {**pair, **_row(names, "lr_chi2", 12.5, None, None, 3, 0.0059, "efron")},
+            {**pair, **_row(names, "adequacy_predicted", 0.71, 0.55, 0.83, None, None, "bootstrap")},
+            {**pair, **_row(names, "harrell_c_difference", -0.021, -0.042, 0.0, None, 0.05, "infinitesimal_jackknife")},
+            {
+                "exposure": exposure,
+                "comparison": f"{model} x sex",
+                **_row("statistic estimate df p", "interaction_lr_chi2", 2.2, 3, 0.53),
+            },
+        ]
+        for probability in (0.05, 0.3, 0.6):
+            names = "exposure threshold horizon_years probability incidence lower upper"
+            rows["risk_curve"].append(
+                _row(names, exposure, 100, 5.0, probability, probability / 3, probability / 5, probability / 2)
+            )
     return rows
 
 

@@ -29,7 +29,9 @@ def test_every_table_with_a_figure_has_it_under_its_name(drawn):
     assert set(drawn) == {
         "attrition", "interval", "training_curves", "discrimination", "roc",
         "calibration", "calibration_curve", "decision_curve", "audit_positivity",
-        "cox", "sensitivity", "kaplan_meier",
+        "cox", "cox-subgroups", "comparison", "horizon", "risk_curve", "sensitivity", "kaplan_meier",
+        "schoenfeld-true", "schoenfeld-cxr", "schoenfeld-integrated",
+        "cumulative_incidence-true", "cumulative_incidence-cxr", "cumulative_incidence-integrated",
         "kaplan_meier-true", "kaplan_meier-cxr", "kaplan_meier-integrated", "crosstab-cxr", "crosstab-integrated",
         "discordance-cxr", "discordance-integrated",
     }  # fmt: skip
@@ -85,6 +87,20 @@ def test_sensitivity_draws_every_analysis_though_one_has_a_single_site_or_nobody
         figure = figures.draw({"sensitivity": written}, STAMPS)["sensitivity"]
         labels = [text.get_text().split("\n")[0] for text in figure.axes[0].get_yticklabels()]
         assert labels == ["As declared", "Pairing: nearest before", "Landmark: 90 days"]
+
+
+def test_ratios_of_hazard_ratios_are_printed_as_in_the_table(tables, drawn):
+    rows = tables["comparison"].filter(statistic="ratio_of_hazard_ratios", method="dfbeta")
+    printed = texts(drawn["comparison"])
+    for row in rows.iter_rows(named=True):
+        assert f"{row['estimate']:.2f} ({row['lower']:.2f} to {row['upper']:.2f})" in printed
+
+
+def test_a_ratio_without_resamples_and_a_curve_without_a_model_are_drawn(tables):
+    alone = tables["comparison"].filter(pl.col("method").ne_missing("bootstrap"))
+    assert "comparison" in figures.draw({"comparison": alone}, STAMPS)
+    some = {"schoenfeld": tables["schoenfeld"].filter(pl.col("level") != "CAC 400+"), "cox": tables["cox"]}
+    assert texts(figures.draw(some, STAMPS)["schoenfeld-cxr"]).count("too few events") == 3
 
 
 def test_a_category_without_events_is_drawn_and_its_model_is_said_not_to_be_fitted():

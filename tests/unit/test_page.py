@@ -15,6 +15,7 @@ FIGURES = (
     *("attrition", "training_curves", "discrimination", "roc", "calibration", "calibration_curve", "decision_curve"),
     *("crosstab-cxr", "crosstab-integrated"),
     *("kaplan_meier", "kaplan_meier-true", "kaplan_meier-cxr", "cox", "discordance-cxr", "audit_positivity"),
+    *("comparison", "schoenfeld-cxr", "horizon", "cox-subgroups", "cumulative_incidence-cxr"),
 )
 VOID = {"meta", "link", "img", "br"}
 
@@ -148,6 +149,53 @@ def test_key_results_are_those_of_the_tables(content, html):
     assert tables.hazard_ratio(row.row(0, named=True)) in key
 
 
+def section(html, heading):
+    start = html.index(f"<h3>{heading}</h3>")
+    return html[start : html.index("<h3>", start + 4)]
+
+
+def test_ratios_of_hazard_ratios_stand_beside_the_risks_and_the_warning(content, html):
+    part = section(html, "Predicted against true")
+    row = content.tables["comparison"].filter(
+        site="all", statistic="ratio_of_hazard_ratios", level="CAC 400+", exposure="cxr", method="dfbeta"
+    )
+    assert tables.estimate(*row.select("estimate", "lower", "upper").row(0), decimals=2) in part
+    risk = content.tables["comparison"].filter(site="all", statistic="risk", level="CAC 400+", exposure="true")
+    scaled = (100 * value for value in risk.select("estimate", "lower", "upper").row(0))
+    assert tables.estimate(*scaled, decimals=1) in part
+    assert "A ratio of 1 is not equal risk" in part
+    assert "not nested" in part
+
+
+def test_without_a_margin_no_word_says_that_models_are_as_good(content, html):
+    for word in ("equivalen", "non-inferior", "noninferior"):
+        assert word not in html.lower().replace("noninferiority_margin_c", "")
+    row = content.tables["comparison"].filter(statistic="harrell_c_difference").head(1)
+    margin = row.with_columns(statistic=pl.lit("noninferiority_c"))
+    declared = dataclasses.replace(
+        content,
+        tables=content.tables | {"comparison": pl.concat([content.tables["comparison"], margin])},
+        choices=[*content.choices, ("comparison", "noninferiority_margin_c", 0.03, "declared")],
+    )
+    assert "The margin was declared as 0.03" in render(declared)
+
+
+@pytest.mark.parametrize(("difference", "warned"), [(3e-11, False), (2e-6, True)])
+def test_the_distance_from_lifelines_is_told_and_warned_of(content, difference, warned):
+    facts = {"prognosis": {"largest_difference_from_lifelines": difference}}
+    part = section(render(dataclasses.replace(content, manifest=content.manifest | {"facts": facts})), "Cox regression")
+    assert f"{difference:.0e}" in part
+    assert ('class="warning"' in part) == warned
+    assert "lifelines" not in section(render(content), "Cox regression")
+
+
+def test_hazard_ratios_in_parts_are_not_among_those_of_all_patients(html):
+    assert "Sex: F" in section(html, "Parts of the patients")
+    assert "1 to 5 years" in section(html, "Proportional hazards")
+    assert "Sex: F" not in section(html, "Cox regression")
+    assert "1 to 5 years" not in section(html, "Cox regression")
+
+
 def test_files_add_up_or_the_page_says_that_they_do_not(content, html):
     assert "1,261 = 1,200 + 61." in html
     assert "900 = 892 + 8." in html
@@ -199,7 +247,7 @@ def test_an_estimate_without_limits_stands_alone():
 
 
 def test_columns_without_values_are_not_printed(content):
-    printed = tables.printed("cox", content.tables["cox"])
+    printed = tables.printed("cox", content.tables["cox"].filter(pl.col("subgroup").is_null()))
     assert "Subgroup" not in [label for label, _, _ in printed.headers]
 
 
