@@ -161,7 +161,7 @@ class ComparisonSection(_Section):
     adjust_for: list[str] = ["age_at_t0_years", "sex", "bmi"]
     bootstrap_replicates: Annotated[int, Field(ge=0)] = 1000
     confidence_level: Probability = 0.95
-    noninferiority_margin_c: float | Literal[""] = ""
+    noninferiority_margin_c: Annotated[float, Field(gt=0, lt=0.5)] | Literal[""] = ""
     allow_in_sample: bool = False
 
 

@@ -21,7 +21,6 @@ from cohort_scorer.study import Study
 _TABLES = ("cacs", "clinical", "follow_up", "events", "diagnoses", "scores")
 _CONFOUNDERS = ("hypertension", "diabetes", "smoking", "lipids")
 _TOLD_OTHERWISE = {"faulty_row_dropped", "patient_not_there"}
-_NOT_USED_YET = {("comparison", "bootstrap_replicates"), ("comparison", "noninferiority_margin_c")}
 
 
 @dataclass
@@ -275,13 +274,6 @@ def _bundle(study: Study, found: Findings) -> None:
 
 
 def _warnings(study: Study, found: Findings) -> None:
-    unused = [
-        f"[{section}] {key}"
-        for section, key, _, origin in study.choices()
-        if origin == "declared" and (section, key) in _NOT_USED_YET
-    ]
-    if unused:
-        found.plan.append(f"warning: this version does not use {', '.join(unused)} yet")
     if study.tables.diagnoses and not study.codes:
         found.plan.append("warning: [tables] diagnoses is not used: no [codes] make events of them")
     lacking = [name for name in _CONFOUNDERS if name not in study.comparison.adjust_for]

@@ -11,6 +11,7 @@ from cohort_scorer import schemas, storage
 from cohort_scorer.cohort import follow_up
 from cohort_scorer.errors import ConvergenceError, EmptyCohortError, StudyFileError
 from cohort_scorer.provenance import Step
+from cohort_scorer.reporting import analysis_script
 from cohort_scorer.reporting.release import publish
 from cohort_scorer.stages import Console, Machine, inputs
 from cohort_scorer.statistics import kaplan_meier
@@ -73,6 +74,7 @@ def prognosis(study: Study, machine: Machine, console: Console) -> Path:
     with console.progress("prognosis: resamples", 2 * declared.replicates * survival.n_groups(compared)) as advance:
         result = survival.tables(compared, declared, np.random.default_rng(study.study.seed), advance)
     publish(step, result.tables, inputs.stamps(study))
+    _write_script(study, step, compared, declared)
     step.facts |= {
         "n_patients": len(people),
         "n_in_common": len(compared),
@@ -195,6 +197,21 @@ def choices(study: Study, exposures: list[str]) -> survival.Choices:
         replicates=comparison.bootstrap_replicates,
         margin=None if margin == "" else margin,
     )
+
+
+def _write_script(study: Study, step: Step, people: pl.DataFrame, declared: survival.Choices) -> None:
+    """release/analysis.R, with which anybody who holds the analysis set can refit the models."""
+    path = study.release_folder / "analysis.R"
+    script = analysis_script.render(
+        study.study.title,
+        {name: people[name].dtype.is_numeric() for name in declared.adjust_for},
+        declared.categories,
+        declared.level,
+        max(declared.horizon_years) * kaplan_meier.DAYS_PER_YEAR,
+        declared.competing,
+    )
+    storage.write_text(script, path)
+    step.wrote(path)
 
 
 def _write_analysis_set(study: Study, step: Step, people: pl.DataFrame) -> Path:

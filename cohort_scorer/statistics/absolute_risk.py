@@ -1,39 +1,62 @@
 """From fitted Cox models to each patient's risk by a horizon. Knows no category and no censoring."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from cohort_scorer.statistics.cox import CoxFit
 from cohort_scorer.statistics.inputs import Floats, Integers
 from cohort_scorer.statistics.partial_likelihood import CaseWeights, at_risk
+from cohort_scorer.statistics.risk_sets import RiskSets
 
 _CELLS = 4_000_000
 """Patients times event times that are held at once."""
 
 
-def cumulative_hazard(fitted: CoxFit, time: float) -> Floats:
-    """Each patient's cumulative hazard by a time, shape (n,), in the order of the input.
+@dataclass(frozen=True, eq=False)
+class Baseline:
+    """Of one stratum.
 
-    Efron's estimate of the baseline of the patient's stratum, as R's `survfit(fit, stype = 2, ctype = 2)`, times the
-    relative hazard.
+    Attributes:
+        rows: Its patients, in the order of the input.
+        times: Times of events, rising.
+        steps: Of the cumulative hazard there, at a linear predictor of 0.
     """
-    found = np.empty(fitted.n)
-    for rows, times, steps in _baselines(fitted):
-        found[rows] = steps[times <= time].sum() * np.exp(fitted.linear_predictor[rows])
+
+    rows: Integers
+    times: Floats
+    steps: Floats
+
+
+def baselines(sets: RiskSets, case: CaseWeights, eta: Floats) -> list[Baseline]:
+    """Efron's estimate of the baseline of each stratum, as R's `survfit(fit, stype = 2, ctype = 2)`.
+
+    Args:
+        sets: Who was at risk.
+        case: Case weights, one vector.
+        eta: Linear predictor in the order of the sets, shape (n,).
+    """
+    steps = sets.tied(at_risk(sets, case, eta).share())
+    time = sets.time[sets.event_rows[sets.group_first]]
+    stratum = sets.stratum[sets.event_rows[sets.group_first]]
+    found = []
+    for code in range(int(sets.stratum[-1]) + 1):
+        mine = np.flatnonzero(stratum == code)[::-1]
+        found.append(Baseline(sets.order[sets.stratum == code], time[mine], steps[mine]))
     return found
 
 
 def risk(fitted: CoxFit, time: float) -> Floats:
-    """1 - exp(-cumulative hazard): the risk by a time where nothing competes, shape (n,)."""
-    return np.asarray(-np.expm1(-cumulative_hazard(fitted, time)))
+    """Each patient's risk by a time where nothing competes, 1 - exp(-cumulative hazard), shape (n,)."""
+    found = np.empty(fitted.n)
+    for own in _of_fit(fitted):
+        found[own.rows] = risk_by(own, None, np.exp(fitted.linear_predictor[own.rows]), np.empty(0), time)
+    return found
 
 
 def incidence(event: CoxFit, competing: CoxFit, times: Sequence[float]) -> Floats:
     """Each patient's cumulative incidence of the event by several times, from two cause-specific Cox models.
-
-    Benichou J, Gail MH, Biometrics 1990;46:813-826: the sum over event times u of exp(-H1(u-) - H2(u-)) dH1(u), H1 and
-    H2 the patient's cumulative hazards of the event and of what competes; at most 1.
 
     Args:
         event: Model of the event, competing events censored.
@@ -44,28 +67,42 @@ def incidence(event: CoxFit, competing: CoxFit, times: Sequence[float]) -> Float
         Shape (len(times), n), in the order of the input.
     """
     found = np.zeros((len(times), event.n))
-    for (rows, first, own), (_, second, other) in zip(_baselines(event), _baselines(competing), strict=True):
-        # H1(u-) and H2(u-) at the times of events: competing events of the same day do not come before.
-        before = np.cumsum(own) - own
-        against = np.concatenate([[0.0], np.cumsum(other)])[np.searchsorted(second, first, side="left")]
-        size = max(1, _CELLS // max(1, len(first)))
-        for start in range(0, len(rows), size):
-            some = rows[start : start + size]
+    for own, other in zip(_of_fit(event), _of_fit(competing), strict=True):
+        size = max(1, _CELLS // max(1, len(own.times)))
+        for start in range(0, len(own.rows), size):
+            some = own.rows[start : start + size]
             relative, opposed = np.exp(event.linear_predictor[some]), np.exp(competing.linear_predictor[some])
-            free = np.exp(-np.outer(relative, before) - np.outer(opposed, against))
             for place, time in enumerate(times):
-                until = first <= time
-                found[place, some] = relative * (free[:, until] @ own[until])
-    return np.minimum(found, 1.0)
+                found[place, some] = risk_by(own, other, relative, opposed, time)
+    return found
 
 
-def _baselines(fitted: CoxFit) -> Iterator[tuple[Integers, Floats, Floats]]:
-    """Rows of each stratum in the order of the input, its event times rising, and the baseline's steps there."""
+def risk_by(own: Baseline, other: Baseline | None, relative: Floats, opposed: Floats, time: float) -> Floats:
+    """Risk of the event by a time at given relative hazards.
+
+    With competing events, Benichou J, Gail MH, Biometrics 1990;46:813-826: the sum over event times u of
+    exp(-H1(u-) - H2(u-)) dH1(u), H1 and H2 the cumulative hazards of the event and of what competes; at most 1.
+
+    Args:
+        own: Baseline of the event.
+        other: Baseline of the competing events, or None.
+        relative: Relative hazards of the event, shape (m,).
+        opposed: Relative hazards of the competing events, shape (m,); not read without them.
+        time: Horizon.
+    """
+    until = own.times <= time
+    steps = own.steps[until]
+    if other is None:
+        return np.asarray(-np.expm1(-steps.sum() * relative))
+    # H1(u-) and H2(u-) at the times of events: competing events of the same day do not come before.
+    before = np.cumsum(steps) - steps
+    against = np.concatenate([[0.0], np.cumsum(other.steps)])[
+        np.searchsorted(other.times, own.times[until], side="left")
+    ]
+    free = np.exp(-np.outer(relative, before) - np.outer(opposed, against))
+    return np.minimum(relative * (free @ steps), 1.0)
+
+
+def _of_fit(fitted: CoxFit) -> list[Baseline]:
     sets = fitted.sets
-    hazard = at_risk(sets, CaseWeights.of(sets, fitted.weights[sets.order]), fitted.linear_predictor[sets.order])
-    steps = sets.tied(hazard.share())
-    time = sets.time[sets.event_rows[sets.group_first]]
-    stratum = sets.stratum[sets.event_rows[sets.group_first]]
-    for code in range(int(sets.stratum[-1]) + 1):
-        mine = np.flatnonzero(stratum == code)[::-1]
-        yield sets.order[sets.stratum == code], time[mine], steps[mine]
+    return baselines(sets, CaseWeights.of(sets, fitted.weights[sets.order]), fitted.linear_predictor[sets.order])

@@ -19,6 +19,7 @@ from cohort_scorer.statistics import (
     kaplan_meier,
     predicted_risk,
     residuals,
+    risk_curve,
     subgroups,
 )
 from cohort_scorer.statistics import logrank as log_rank
@@ -204,6 +205,11 @@ def _of_group(
             rows += subgroups.interactions(people, fits[f"covariates+{exposure}"].model)
     judged, differences = predicted_risk.performance(people, fits, risks, reasons, choices.horizon_years, resamples)
     yield "horizon", judged
+    for exposure in choices.exposures:
+        if f"{exposure}_ge{risk_curve.THRESHOLD}" in people.table.columns:
+            years = max(choices.horizon_years)
+            curve = risk_curve.risk_curve(people, exposure, years, resamples)
+            yield "risk_curve", labelled(curve, exposure=exposure, threshold=risk_curve.THRESHOLD, horizon_years=years)
     yield "comparison", pl.DataFrame([*rows, *differences], schema=comparison.COLUMNS)
 
 

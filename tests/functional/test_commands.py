@@ -66,13 +66,18 @@ TABLES_OF_STEP = {
     "prognosis": [
         "at_risk",
         "attrition",
+        "comparison",
         "cox",
         "cox_fit",
         "cumulative_incidence",
         "discordance",
         "event_rates",
+        "horizon",
         "kaplan_meier",
         "logrank",
+        "proportional_hazards",
+        "risk_curve",
+        "schoenfeld",
     ],
     "audit": ["audit_coverage", "audit_positivity", "audit_prevalence"],
 }

@@ -389,25 +389,8 @@ def _compared(part: pl.DataFrame) -> dict[str, list[dict[str, Any]]]:
             rows["horizon"].append(
                 _row(names, model, years, n // 2, events // 2, auc, auc - 0.04, auc + 0.04, 0.1, 0.08, 200)
             )
-        for code, category in enumerate(CATEGORIES):
-            there = part.filter(pl.col(exposure) == code)
-            risk = 0.05 + 0.08 * code
-            about = {"exposure": exposure, "level": category}
-            names = "comparison statistic horizon_years estimate lower upper method"
-            found = _row(names, f"crude:{exposure}", "risk", 5.0, risk, risk / 2, 1.5 * risk, "aalen_johansen")
-            mean = _row(names, f"crude:{exposure}", "rmst", 5.0, 1800 - 90 * code, 1700, 1900, "kaplan_meier")
-            rows["comparison"] += [{**about, **found}, {**about, **mean}]
-            for days in (0.0, 200.0, 900.0, 1500.0) if len(there) else ():
-                rising = _row(
-                    "time_days incidence lower upper", days, risk * days / 1500, risk * days / 2000, risk * days / 900
-                )
-                rows["cumulative_incidence"].append(
-                    {"exposure": exposure, "category": category, "cause": "event", **rising}
-                )
-            if code:
-                for days in (30.0, 600.0, 1400.0):
-                    curve = _row("time_days coef lower upper", days, 0.4 * code, 0.4 * code - 0.5, 0.4 * code + 0.5)
-                    rows["schoenfeld"].append({"model": model, **about, **curve})
+        for name, found in _of_categories(part, exposure, model).items():
+            rows[name] += found
         if exposure == "true":
             continue
         pair = {"comparison": f"{model} v covariates+true", "exposure": exposure}
@@ -441,6 +424,30 @@ def _compared(part: pl.DataFrame) -> dict[str, list[dict[str, Any]]]:
             rows["risk_curve"].append(
                 _row(names, exposure, 100, 5.0, probability, probability / 3, probability / 5, probability / 2)
             )
+    return rows
+
+
+def _of_categories(part: pl.DataFrame, exposure: str, model: str) -> dict[str, list[dict[str, Any]]]:
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in ("comparison", "schoenfeld", "cumulative_incidence")}
+    for code, category in enumerate(CATEGORIES):
+        there = part.filter(pl.col(exposure) == code)
+        risk = 0.05 + 0.08 * code
+        about = {"exposure": exposure, "level": category}
+        names = "comparison statistic horizon_years estimate lower upper method"
+        found = _row(names, f"crude:{exposure}", "risk", 5.0, risk, risk / 2, 1.5 * risk, "aalen_johansen")
+        mean = _row(names, f"crude:{exposure}", "rmst", 5.0, 1800 - 90 * code, 1700, 1900, "kaplan_meier")
+        rows["comparison"] += [{**about, **found}, {**about, **mean}]
+        for days in (0.0, 200.0, 900.0, 1500.0) if len(there) else ():
+            rising = _row(
+                "time_days incidence lower upper", days, risk * days / 1500, risk * days / 2000, risk * days / 900
+            )
+            rows["cumulative_incidence"].append(
+                {"exposure": exposure, "category": category, "cause": "event", **rising}
+            )
+        if code:
+            for days in (30.0, 600.0, 1400.0):
+                curve = _row("time_days coef lower upper", days, 0.4 * code, 0.4 * code - 0.5, 0.4 * code + 0.5)
+                rows["schoenfeld"].append({"model": model, **about, **curve})
     return rows
 
 

@@ -1,0 +1,97 @@
+"""Risk of the outcome over a predicted probability as it is, without categories. Knows no category."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import polars as pl
+from scipy.special import expit, logit
+
+from cohort_scorer.errors import ConvergenceError
+from cohort_scorer.statistics import bootstrap, cox
+from cohort_scorer.statistics.absolute_risk import baselines, risk_by
+from cohort_scorer.statistics.bootstrap import Refitted, Resamples
+from cohort_scorer.statistics.calibration import CLIP
+from cohort_scorer.statistics.cox import CoxFit
+from cohort_scorer.statistics.inputs import Floats
+from cohort_scorer.statistics.kaplan_meier import DAYS_PER_YEAR
+from cohort_scorer.statistics.partial_likelihood import CaseWeights
+from cohort_scorer.statistics.regression import People
+from cohort_scorer.statistics.splines import restricted_cubic
+
+THRESHOLD = 100
+_KNOTS = (0.05, 0.35, 0.65, 0.95)
+_LEAST_EVENTS = 30
+"""Ten for each column of the spline."""
+_POINTS = 40
+_RESAMPLES = 200
+"""As many as a band needs."""
+
+
+def risk_curve(people: People, exposure: str, years: float, resamples: Resamples) -> pl.DataFrame:
+    """Estimate the risk by a horizon over the predicted probability of CACS >= 100.
+
+    A Cox model of a restricted cubic spline of the logit, four knots (Harrell FE, Regression Modeling Strategies,
+    2015); where events compete, one for each cause. Baselines are those of each stratum, and the curve the mean over
+    the patients' strata. Pointwise bands are percentiles of resamples, the first 200 of them.
+
+    Args:
+        people: The patients, with a column {exposure}_ge100.
+        exposure: cxr or integrated.
+        years: Horizon.
+        resamples: Of the patients.
+
+    Returns:
+        probability, incidence, lower, upper from the 1st to the 99th percentile; empty where there are fewer than 30
+        events, too few different probabilities, or no maximum of a likelihood.
+    """
+    schema = dict.fromkeys(("probability", "incidence", "lower", "upper"), pl.Float64)
+    column = people.table[f"{exposure}_ge{THRESHOLD}"]
+    if column.null_count() or people.event.sum() < _LEAST_EVENTS:
+        return pl.DataFrame(schema=schema)
+    x = logit(np.clip(column.to_numpy(), CLIP, 1 - CLIP))
+    knots = np.quantile(x, _KNOTS)
+    if (np.diff(knots) <= 0).any():
+        return pl.DataFrame(schema=schema)
+    grid = np.linspace(np.quantile(x, 0.01), np.quantile(x, 0.99), _POINTS)
+    design, drawn = (np.column_stack([values, restricted_cubic(values, knots)]) for values in (x, grid))
+    try:
+        fits = [cox.fit(people.time, people.event, design, strata=people.strata)]
+        if people.competing.any():
+            fits.append(cox.fit(people.time, people.competing, design, strata=people.strata))
+    except ConvergenceError:
+        return pl.DataFrame(schema=schema)
+    some = Resamples(resamples.n, resamples.seeds[:_RESAMPLES])
+    everybody = np.ones(len(x))
+    curve = _curve(fits, [fit.coefficients for fit in fits], everybody, drawn, years * DAYS_PER_YEAR)
+    bands: list[list[float | None]] = [[None] * _POINTS, [None] * _POINTS]
+    if len(some.seeds) > 1:
+        curves = np.array(list(_resampled(fits, some, drawn, years * DAYS_PER_YEAR)))
+        tail = (1 - people.level) / 2
+        bands = [list(map(float, limit)) for limit in np.nanquantile(curves, [tail, 1 - tail], axis=0)]
+    return pl.DataFrame(dict(zip(schema, (expit(grid), curve, *bands), strict=True)), schema=schema)
+
+
+def _resampled(fits: list[CoxFit], resamples: Resamples, drawn: Floats, days: float) -> Iterator[Floats]:
+    refitted: list[Refitted] = [
+        bootstrap.refit({"spline": fit}, resamples, penalised=False, advance=lambda done: None)["spline"]
+        for fit in fits
+    ]
+    for number, counts in enumerate(resamples):
+        coefficients = [one.coefficients[number] for one in refitted]
+        if all(np.isfinite(values).all() for values in coefficients):
+            yield _curve(fits, coefficients, counts.astype(np.float64), drawn, days)
+
+
+def _curve(fits: list[CoxFit], coefficients: list[Floats], counts: Floats, drawn: Floats, days: float) -> Floats:
+    """Risks at the rows of `drawn`, the mean over strata as many patients of them as are counted."""
+    parts, relative = [], []
+    for fit, values in zip(fits, coefficients, strict=True):
+        sets, centre = fit.sets, fit.covariates.mean(axis=0)
+        eta = (fit.covariates[sets.order] - centre) @ values
+        parts.append(baselines(sets, CaseWeights.of(sets, counts[sets.order]), eta))
+        relative.append(np.exp((drawn - centre) @ values))
+    found = np.zeros(len(drawn))
+    for number, own in enumerate(parts[0]):
+        other = parts[1][number] if len(parts) > 1 else None
+        found += counts[own.rows].sum() * risk_by(own, other, relative[0], relative[-1], days)
+    return np.asarray(found / counts.sum())
