@@ -348,6 +348,8 @@ def _describe(error: Any) -> str:
         hint = f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(known)}"
         named = place if place.endswith(f" {location[-1]}") or len(location) == 1 else f"{place}: {location[-1]}"
         return f"{named} is unknown, {hint}"
+    if place == "[comparison] noninferiority_margin_c":
+        return f"{place}: expected a number between 0 and 0.5, or nothing, found {error['input']!r}"
     if place == "[model] category_rule":
         return f"{place}: expected {CATEGORY_RULES}"
     if error["type"] == "missing":

@@ -58,6 +58,7 @@ def key_results(tables: Mapping[str, pl.DataFrame]) -> Printed | None:
         ("discrimination", _discrimination),
         ("event_rates", _events),
         ("cox", _cox),
+        ("comparison", _comparison),
         ("audit_positivity", _audit),
     ):
         # The audit counts other people, in groups that no comparison has: beside one it stays in its own section.
@@ -110,6 +111,26 @@ def _cox(rows: pl.DataFrame) -> dict[tuple[str, str], str]:
     whole = pl.all_horizontal(pl.col("subgroup", "period").fill_null("") == "")
     chosen = rows.filter(whole, pl.col("level") == HIGHEST, pl.col("model") == "covariates+" + pl.col("exposure"))
     return {(_prognosis(), wording.words(row["exposure"])): hazard_ratio(row) for row in chosen.iter_rows(named=True)}
+
+
+def _comparison(rows: pl.DataFrame) -> dict[tuple[str, str], str]:
+    """Ratio of hazard ratios of the highest category, and difference of C of adjusted models, with paired limits."""
+    themes = {
+        "ratio_of_hazard_ratios": (f"Prognosis: ratio of hazard ratios of {HIGHEST}, predicted : true", 2),
+        "harrell_c_difference": ("Prognosis: Harrell's C, adjusted, predicted less true", 3),
+    }
+    found = {}
+    for statistic, (theme, decimals) in themes.items():
+        chosen = rows.filter(
+            pl.col("statistic") == statistic,
+            pl.col("comparison") == "covariates+" + pl.col("exposure") + " v covariates+true",
+            pl.col("method") != "bootstrap",
+            pl.col("level").is_null() | (pl.col("level") == HIGHEST),
+        )
+        for row in chosen.iter_rows(named=True):
+            limits = (row[name] for name in ("estimate", "lower", "upper"))
+            found[theme, wording.words(row["exposure"])] = estimate(*limits, decimals=decimals)
+    return found
 
 
 def _audit(rows: pl.DataFrame) -> dict[tuple[str, str], str]:

@@ -147,6 +147,12 @@ def test_key_results_are_those_of_the_tables(content, html):
     )
     key = html[html.index('id="key"') : html.index('id="archive"')]
     assert tables.hazard_ratio(row.row(0, named=True)) in key
+    compared = content.tables["comparison"].filter(site="all", exposure="cxr").filter(pl.col("method") != "bootstrap")
+    for statistic, decimals in (("ratio_of_hazard_ratios", 2), ("harrell_c_difference", 3)):
+        chosen = compared.filter(
+            pl.col("statistic") == statistic, pl.col("level").is_null() | (pl.col("level") == "CAC 400+")
+        )
+        assert tables.estimate(*chosen.select("estimate", "lower", "upper").row(0), decimals=decimals) in key
 
 
 def section(html, heading):
