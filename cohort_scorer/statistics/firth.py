@@ -24,8 +24,8 @@ _MAXIMUM_ITERATIONS = 200
 _GRADIENT_TOLERANCE = 1e-9
 LARGEST_STEP = 2.0
 """In standard deviations of a column: the first steps of a separated category overshoot."""
-_LIMIT_STEPS = 30
-_LIMIT_TOLERANCE = 1e-11
+_LIMIT_STEPS = 150
+_LIMIT_TOLERANCE = 1e-9
 _FARTHEST = 60.0
 
 
@@ -39,20 +39,21 @@ class FirthFit(CoxFit):
 
     likelihood: "Likelihood"
 
-    def profile(self, level: float = 0.95) -> tuple[Floats, Floats, Floats]:
-        """Profile limits of the coefficients and their penalised likelihood ratio p values, each of shape (p,).
+    def profile(self, level: float = 0.95, columns: Sequence[int] | None = None) -> tuple[Floats, Floats, Floats]:
+        """Profile limits of coefficients and their penalised likelihood ratio p values, each of shape (p,).
 
-        A limit is -inf or inf where the profile does not fall so far; limits and p values that were
-        not found are NaN.
+        Of the columns that are asked for, or all; NaN in the others. A limit is -inf or inf where the profile does not
+        fall so far; limits and p values that were not found are NaN.
         """
         scale = self.covariates.std(axis=0)
         beta = self.coefficients * scale
         best = self.likelihood.at(beta)
         target = float(best.loglik) - float(chdtri(1, 1 - level)) / 2
-        limits = [[self.likelihood.limit(beta, best, k, side, target) for side in (-1, 1)] for k in range(self.df)]
-        lower, upper = np.array(limits).reshape(-1, 2).T / scale
-        lost = np.array([self._lost_or_nan(k) for k in range(self.df)])
-        return lower, upper, np.asarray(chdtrc(1, lost), dtype=np.float64)
+        found = np.full((3, self.df), np.nan)
+        for k in range(self.df) if columns is None else columns:
+            found[:2, k] = [self.likelihood.limit(beta, best, k, side, target) / scale[k] for side in (-1, 1)]
+            found[2, k] = chdtrc(1, self._lost_or_nan(k))
+        return found[0], found[1], found[2]
 
     def _lost_or_nan(self, column: int) -> float:
         try:
@@ -73,9 +74,9 @@ class FirthFit(CoxFit):
         held = self.likelihood.without(beta, columns)
         return max(2 * float(self.likelihood.at(beta).loglik - held.loglik), 0.0)
 
-    def table(self, level: float = 0.95) -> pl.DataFrame:
-        """One row per term with profile limits; there is no z."""
-        lower, upper, p = self.profile(level)
+    def table(self, level: float = 0.95, columns: Sequence[int] | None = None) -> pl.DataFrame:
+        """One row per term with profile limits, of the columns that are asked for, or all; there is no z."""
+        lower, upper, p = self.profile(level, columns)
         return pl.DataFrame(
             {
                 "coef": self.coefficients,
@@ -220,7 +221,8 @@ class Likelihood:
             pull = point.gradient.copy()
             pull[k] += side * np.sqrt(slack / inverse[k, k])
             step = inverse @ pull
-            if np.abs(step).max() < _LIMIT_TOLERANCE * max(1.0, np.abs(place).max()):
+            # The other coefficients settle last, and move the limit by the square of what they are off.
+            if abs(step[k]) < _LIMIT_TOLERANCE and np.abs(step).max() < 1e3 * _LIMIT_TOLERANCE:
                 return float(place[k])
             step *= min(1.0, LARGEST_STEP / np.abs(step).max())
             place = place + step

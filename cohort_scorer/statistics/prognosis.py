@@ -147,7 +147,7 @@ def hazard_ratios(people: pl.DataFrame, choices: Choices, generator: np.random.G
             if len(model.exposures) == 1:
                 fitted = fit_model(own, model, penalised=penalised)
                 result.note(fitted, own, f"{site} {origin} {model.name}")
-                rows = fitted.rows(choices.level).filter(pl.col("term") == "category")
+                rows = fitted.categories(choices.level)
                 named = {"site": site, "score_origin": origin, "model": model.name}
                 parts.append(labelled(rows, **named, n_model=fitted.n, n_events_model=fitted.n_events))
     result.tables["cox"] = joined(parts, "cox")

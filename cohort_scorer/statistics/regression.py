@@ -161,9 +161,14 @@ class Fitted:
         found = [k for k, term in enumerate(self.columns()) if (term.exposure, term.level) == (exposure, level)]
         return found[0] if found else None
 
-    def rows(self, level: float) -> pl.DataFrame:
-        """Its rows of cox.csv, with the confidence level of the intervals."""
-        numbers = iter(self.fit.table(level).iter_rows(named=True)) if self.fit else None
+    def categories(self, level: float) -> pl.DataFrame:
+        """Its rows of cox.csv on categories, with the confidence level of the intervals."""
+        wanted = [k for k, term in enumerate(self.columns()) if term.exposure]
+        return self.rows(level, wanted).filter(pl.col("term") == "category", pl.col("exposure").is_not_null())
+
+    def rows(self, level: float, columns: Sequence[int] | None = None) -> pl.DataFrame:
+        """Its rows of cox.csv; intervals of the design columns that are asked for, or all."""
+        numbers = iter(self.fit.table(level, columns).iter_rows(named=True)) if self.fit else None
         rows = []
         for term in self.terms:
             row: dict[str, object] = {

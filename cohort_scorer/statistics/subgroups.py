@@ -28,7 +28,7 @@ def by_period(people: People, model: Model) -> Iterator[pl.DataFrame]:
         part = people.part(inside)
         part = part.until(end * DAYS_PER_YEAR)
         fitted = fit_model(part, model, penalised=part.few_events(model.exposures))
-        yield _categories(fitted.rows(people.level)).with_columns(pl.lit(name).alias("period"))
+        yield fitted.categories(people.level).with_columns(pl.lit(name).alias("period"))
 
 
 def by_subgroup(people: People, model: Model) -> Iterator[pl.DataFrame]:
@@ -37,7 +37,7 @@ def by_subgroup(people: People, model: Model) -> Iterator[pl.DataFrame]:
         for name, member in parts.items():
             part = people.part(member)
             fitted = fit_model(part, model, penalised=part.few_events(model.exposures))
-            yield _categories(fitted.rows(people.level)).with_columns(pl.lit(f"{kind}: {name}").alias("subgroup"))
+            yield fitted.categories(people.level).with_columns(pl.lit(f"{kind}: {name}").alias("subgroup"))
 
 
 def subgroups(people: People) -> dict[str, dict[str, Booleans]]:
@@ -107,7 +107,3 @@ def _independent(there: list[Floats], candidates: list[Floats]) -> list[Floats]:
         if np.ptp(candidate) > 0 and np.linalg.matrix_rank(held / spread) == held.shape[1]:
             kept.append(candidate)
     return kept
-
-
-def _categories(rows: pl.DataFrame) -> pl.DataFrame:
-    return rows.filter(pl.col("term") == "category")
