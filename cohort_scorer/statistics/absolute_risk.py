@@ -51,7 +51,7 @@ def risk(fitted: CoxFit, time: float) -> Floats:
     """Each patient's risk by a time where nothing competes, 1 - exp(-cumulative hazard), shape (n,)."""
     found = np.empty(fitted.n)
     for own in _of_fit(fitted):
-        found[own.rows] = risk_by(own, None, np.exp(fitted.linear_predictor[own.rows]), np.empty(0), time)
+        found[own.rows] = risk_by(own, None, np.exp(fitted.linear_predictor[own.rows]), np.empty(0), [time])[0]
     return found
 
 
@@ -72,13 +72,12 @@ def incidence(event: CoxFit, competing: CoxFit, times: Sequence[float]) -> Float
         for start in range(0, len(own.rows), size):
             some = own.rows[start : start + size]
             relative, opposed = np.exp(event.linear_predictor[some]), np.exp(competing.linear_predictor[some])
-            for place, time in enumerate(times):
-                found[place, some] = risk_by(own, other, relative, opposed, time)
+            found[:, some] = risk_by(own, other, relative, opposed, times)
     return found
 
 
-def risk_by(own: Baseline, other: Baseline | None, relative: Floats, opposed: Floats, time: float) -> Floats:
-    """Risk of the event by a time at given relative hazards.
+def risk_by(own: Baseline, other: Baseline | None, relative: Floats, opposed: Floats, times: Sequence[float]) -> Floats:
+    """Risks of the event by several times at given relative hazards; equal hazards have exactly equal risks.
 
     With competing events, Benichou J, Gail MH, Biometrics 1990;46:813-826: the sum over event times u of
     exp(-H1(u-) - H2(u-)) dH1(u), H1 and H2 the cumulative hazards of the event and of what competes; at most 1.
@@ -88,19 +87,22 @@ def risk_by(own: Baseline, other: Baseline | None, relative: Floats, opposed: Fl
         other: Baseline of the competing events, or None.
         relative: Relative hazards of the event, shape (m,).
         opposed: Relative hazards of the competing events, shape (m,); not read without them.
-        time: Horizon.
+        times: Horizons.
+
+    Returns:
+        Shape (len(times), m).
     """
-    until = own.times <= time
-    steps = own.steps[until]
+    until = np.searchsorted(own.times, times, side="right")
     if other is None:
-        return np.asarray(-np.expm1(-steps.sum() * relative))
+        return np.array([-np.expm1(-own.steps[:stop].sum() * relative) for stop in until])
+    steps = own.steps[: until.max()]
     # H1(u-) and H2(u-) at the times of events: competing events of the same day do not come before.
     before = np.cumsum(steps) - steps
-    against = np.concatenate([[0.0], np.cumsum(other.steps)])[
-        np.searchsorted(other.times, own.times[until], side="left")
-    ]
-    free = np.exp(-np.outer(relative, before) - np.outer(opposed, against))
-    return np.minimum(relative * (free @ steps), 1.0)
+    against = np.concatenate([[0.0], np.cumsum(other.steps)])
+    against = against[np.searchsorted(other.times, own.times[: len(steps)], side="left")]
+    parts = np.exp(-np.outer(relative, before) - np.outer(opposed, against)) * steps
+    # Sums row by row, not a matrix product, which may round equal rows differently: ties matter to AUC(t).
+    return np.array([np.minimum(relative * parts[:, :stop].sum(axis=1), 1.0) for stop in until])
 
 
 def _of_fit(fitted: CoxFit) -> list[Baseline]:

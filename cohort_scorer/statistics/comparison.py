@@ -107,8 +107,9 @@ def _likelihood_ratios(compared: Compared, exposure: str) -> Iterator[Row]:
         found = likelihood_ratio(compared.fits[larger], against)
         named = {"comparison": f"{larger} v {smaller if against else 'nothing'}", "exposure": exposure}
         method = compared.fits[larger].method
-        if found is None:
-            yield {**named, "statistic": "lr_chi2", "reason": "a model has no maximum"}
+        if found is None or not found[1]:
+            reason = "a model has no maximum" if found is None else "the larger model has no further term"
+            yield {**named, "statistic": "lr_chi2", "reason": reason}
             continue
         chi2, df = found
         yield {
@@ -188,7 +189,8 @@ def _ratios_of_hazard_ratios(compared: Compared, exposure: str) -> Iterator[Row]
                 "estimate": float(np.exp(log_ratio)),
             }
             limits = {"lower": float(np.exp(log_ratio - half)), "upper": float(np.exp(log_ratio + half))}
-            yield {**named, "se": se, **limits, "p": _two_sided(log_ratio / se), "method": "dfbeta"}
+            p = _two_sided(log_ratio / se) if se else None
+            yield {**named, "se": se, **limits, "p": p, "method": "dfbeta"}
             if first in compared.refitted and second in compared.refitted:
                 drawn = (
                     compared.refitted[first].coefficients[:, places[0]]

@@ -82,8 +82,8 @@ class FirthFit(CoxFit):
                 "coef": self.coefficients,
                 "se": self.standard_errors,
                 "hr": np.exp(self.coefficients),
-                "lower": pl.Series(np.exp(lower)).fill_nan(None),
-                "upper": pl.Series(np.exp(upper)).fill_nan(None),
+                "lower": pl.Series(np.where(np.isfinite(lower), np.exp(lower), np.nan)).fill_nan(None),
+                "upper": pl.Series(np.where(np.isfinite(upper), np.exp(upper), np.nan)).fill_nan(None),
                 "z": pl.Series([None] * self.df, dtype=pl.Float64),
                 "p": pl.Series(p).fill_nan(None),
             }

@@ -118,7 +118,8 @@ def tables(
         label = f"{site} {origin}"
         for name, frame in _of_group(own, choices, generator, result, label, advance):
             found.setdefault(name, []).append(labelled(frame, **place))
-    result.tables = {name: pl.concat(parts, how="diagonal_relaxed") for name, parts in found.items()}
+    found.setdefault("schoenfeld", [])  # where every model is penalised there is none
+    result.tables = {name: joined(parts, name) for name, parts in found.items()}
     return result
 
 
@@ -307,10 +308,13 @@ def _proportional_hazards(fitted: Fitted) -> pl.DataFrame:
     """Tests of the terms and all of them; without numbers where the model is penalised or not fitted."""
     schema = {"term": pl.String, "chi2": pl.Float64, "df": pl.Int64, "p": pl.Float64, "reason": pl.String}
     labels = fitted.labels()
-    if fitted.method == "efron" and labels and fitted.fit is not None:
-        tests = residuals.proportional_hazards(fitted.fit, {label: fitted.positions(label) for label in labels})
-        return tests.with_columns(pl.lit(None, pl.String).alias("reason"))
     reason = fitted.reason or "the score test is not defined for a penalised likelihood"
+    if fitted.method == "efron" and labels and fitted.fit is not None:
+        try:
+            tests = residuals.proportional_hazards(fitted.fit, {label: fitted.positions(label) for label in labels})
+            return tests.with_columns(pl.lit(None, pl.String).alias("reason"))
+        except np.linalg.LinAlgError:
+            reason = "the events are of too few times to tell a change"
     return pl.DataFrame([{"term": label, "reason": reason} for label in (*labels, residuals.GLOBAL)], schema=schema)
 
 

@@ -16,6 +16,7 @@ from cohort_scorer.statistics.inputs import Booleans, Floats, Integers
 
 MINIMUM_EVENTS = 5
 NO_MAXIMUM = "the likelihood has no maximum"
+TOO_FEW = "too few events even for a penalised likelihood"
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,7 @@ def fit_model(people: People, model: Model, *, penalised: bool) -> Fitted:
         try:
             found = fit_matrix(people, matrix, penalised=penalised)
         except ConvergenceError:
-            reason = NO_MAXIMUM
+            reason = TOO_FEW if penalised else NO_MAXIMUM
         else:
             return Fitted(model, terms, n, n_events, found, None)
     return Fitted(model, terms, n, n_events, None, reason)

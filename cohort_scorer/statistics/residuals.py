@@ -74,6 +74,9 @@ def proportional_hazards(fitted: CoxFit, terms: Mapping[str, Sequence[int]]) -> 
 
     Returns:
         term, chi2, df, p: one row per term, then GLOBAL.
+
+    Raises:
+        LinAlgError: The events are of too few times to tell a change.
     """
     sets = fitted.sets
     risk, columns, means = _at_risk(fitted)

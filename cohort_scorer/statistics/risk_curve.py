@@ -93,5 +93,5 @@ def _curve(fits: list[CoxFit], coefficients: list[Floats], counts: Floats, drawn
     found = np.zeros(len(drawn))
     for number, own in enumerate(parts[0]):
         other = parts[1][number] if len(parts) > 1 else None
-        found += counts[own.rows].sum() * risk_by(own, other, relative[0], relative[-1], days)
+        found += counts[own.rows].sum() * risk_by(own, other, relative[0], relative[-1], [days])[0]
     return np.asarray(found / counts.sum())

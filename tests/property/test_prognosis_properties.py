@@ -49,25 +49,6 @@ def tables(rows: pl.DataFrame, horizon_years=(1.0, 3.0, 5.0)) -> dict[str, pl.Da
     return prognosis.tables(rows, choices, np.random.default_rng(1), lambda done: None).tables
 
 
-def assert_same(first: pl.DataFrame, second: pl.DataFrame) -> None:
-    assert first.columns == second.columns
-    numbers = [name for name, kind in first.schema.items() if kind == pl.Float64]
-    assert first.drop(numbers).equals(second.drop(numbers))
-    np.testing.assert_allclose(
-        first.select(numbers).to_numpy(), second.select(numbers).to_numpy(), rtol=1e-7, atol=1e-8
-    )
-
-
-@FEWER
-@given(SEEDS)
-def test_row_order_changes_no_table_of_prognosis(seed):
-    rows = people(seed)
-    order = np.random.default_rng(seed).permutation(len(rows))
-    first, second = tables(rows), tables(rows[order])
-    for name, table in first.items():
-        assert_same(table, second[name])
-
-
 @FEWER
 @given(SEEDS)
 def test_exposures_that_change_places_turn_ratios_over_and_differences_round(seed):
