@@ -24,7 +24,10 @@ _MAXIMUM_ITERATIONS = 200
 _GRADIENT_TOLERANCE = 1e-9
 LARGEST_STEP = 2.0
 """In standard deviations of a column: the first steps of a separated category overshoot."""
-_LIMIT_STEPS = 150
+_PLAIN_STEPS = 6
+_DIFFERENCE = 1e-5
+"""In standard deviations of a column."""
+_LIMIT_STEPS = 60
 _LIMIT_TOLERANCE = 1e-9
 _FARTHEST = 60.0
 
@@ -167,6 +170,21 @@ class Likelihood:
         """The penalised likelihood at coefficients of the standardised columns."""
         return evaluate(self.sets, self.case, self.columns, beta, penalised=True)
 
+    def curvature(self, beta: Floats, point: Point, plain: bool) -> Floats:
+        """What a step is divided by: the information, or the penalised likelihood's own second derivatives.
+
+        Where events are few the penalty bends the likelihood as much as the data do, and steps by the information
+        alone take hundreds. Second derivatives are differences of the gradient, where they are positive definite.
+        """
+        if plain:
+            return point.information
+        moved = self.at(beta + _DIFFERENCE * np.eye(len(beta)))
+        bent = -(moved.gradient - point.gradient) / _DIFFERENCE
+        bent = (bent + bent.T) / 2
+        if not np.isfinite(bent).all() or np.linalg.eigvalsh(bent)[0] <= 0:
+            return point.information
+        return np.asarray(bent)
+
     def maximise(self, beta: Floats, free: Booleans) -> tuple[Floats, Point, int]:
         """Newton's method on the free coefficients, the steps halved until the likelihood does not fall."""
         point = self.at(beta)
@@ -175,8 +193,9 @@ class Likelihood:
             if not free.any() or np.abs(point.gradient[free]).max() < _GRADIENT_TOLERANCE * scale:
                 return beta, point, iteration
             step = np.zeros(len(beta))
+            bent = self.curvature(beta, point, plain=iteration < _PLAIN_STEPS)
             try:
-                step[free] = np.linalg.solve(point.information[np.ix_(free, free)], point.gradient[free])
+                step[free] = np.linalg.solve(bent[np.ix_(free, free)], point.gradient[free])
             except np.linalg.LinAlgError:
                 break
             step *= min(1.0, LARGEST_STEP / np.abs(step).max())
@@ -211,10 +230,10 @@ class Likelihood:
         contour of a quadratic approximation. Where they do not arrive, the profile itself is searched.
         """
         place, point = beta, best
-        for _ in range(_LIMIT_STEPS):
+        for iteration in range(_LIMIT_STEPS):
             if weak_pivot(point.information, point.moment) is not None:
                 break
-            inverse = np.linalg.inv(point.information)
+            inverse = np.linalg.inv(self.curvature(place, point, plain=iteration < _PLAIN_STEPS))
             slack = 2 * (float(point.loglik) - target) + point.gradient @ inverse @ point.gradient
             if not np.isfinite(slack) or slack < 0:
                 break

@@ -296,3 +296,42 @@ def test_models_with_fewer_than_10_events_per_parameter_are_named():
     assert few == [name.removeprefix("B external ") for name in found.few_per_parameter]
     assert few
     assert len(few) < len(fit)
+
+
+def only(event: pl.Expr) -> pl.Expr:
+    """The status with events where they are wanted alone."""
+    return pl.when((pl.col("status") == 1) & ~event).then(0).otherwise("status").cast(pl.Int64).alias("status")
+
+
+SMALL = analysis_set(120, sites=("A",))
+HOSTILE = {
+    "one event": (SMALL.with_columns(only(pl.int_range(pl.len()) == 3)), {}),
+    "no events": (SMALL.with_columns(only(pl.lit(False))), {}),
+    "events in one category": (SMALL.with_columns(only(pl.col("cxr_category") == "CAC 0")), {}),
+    "one predicted category": (SMALL.with_columns(cxr_category=pl.lit("CAC 0")), {}),
+    "predictions that are the truth": (SMALL.with_columns(cxr_category="true_category"), {}),
+    "one time": (SMALL.with_columns(time_days=pl.lit(100)), {}),
+    "everybody has the event": (SMALL.with_columns(status=pl.lit(1, pl.Int64)), {}),
+    "three patients": (SMALL.head(3), {}),
+    "no covariates": (SMALL, {"adjust_for": ()}),
+    "no resamples": (SMALL, {"replicates": 0}),
+    "one resample": (SMALL, {"replicates": 1}),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_whatever_the_data_a_cell_holds_a_number_or_nothing(name):
+    people, declared = HOSTILE[name]
+    found = tables(people, **{"replicates": 4, "margin": 0.03, **declared})
+    for table in found.tables.values():
+        numbers = table.select(pl.selectors.float())
+        assert numbers.select(pl.all().is_finite().all()).row(0, named=True) == dict.fromkeys(numbers.columns, True)
+    for table in ("cox", "cox_fit", "proportional_hazards", "horizon", "comparison"):
+        rows = schemas.conform(found.tables[table], table)
+        value = {"cox": "hr", "cox_fit": "loglik", "proportional_hazards": "chi2", "horizon": "brier"}.get(
+            table, "estimate"
+        )
+        absent = rows.filter(pl.col(value).is_null())
+        assert absent["reason"].null_count() == 0, table
+    hazards = found.tables["cox"]["hr"].drop_nulls()
+    assert (hazards > 0).all()
