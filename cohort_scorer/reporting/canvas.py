@@ -30,6 +30,8 @@ EXPOSURE_COLOURS = {"true": "#1b1b1f", "cxr": "#0072b2", "integrated": "#d55e00"
 EXPOSURE_MARKERS = {"true": "D", "cxr": "o", "integrated": "s", "clinical": "^"}
 HEADER_INCHES = 0.75
 """Room above the panels for one line of stamps and the title."""
+LINE_INCHES = 0.19
+"""Further room for each further line of the title."""
 
 _EAST_ASIAN = ("Noto Sans CJK KR", "Noto Sans CJK JP", "Noto Sans CJK SC", "Malgun Gothic", "Apple SD Gothic Neo")
 
@@ -102,7 +104,7 @@ def panels(
     rows = -(-len(titles) // columns)
     full_width = max(margin + columns * (left + width + right), 6.2)
     title = textwrap.fill(title, int(full_width * 10))
-    header = HEADER_INCHES + 0.19 * title.count("\n")
+    header = HEADER_INCHES + LINE_INCHES * title.count("\n")
     full_height = header + rows * (above + height + below)
     figure = Figure(figsize=(full_width, full_height))
     figure.text(0.12 / full_width, 1 - 0.4 / full_height, title, fontsize=11, weight="bold", va="top")

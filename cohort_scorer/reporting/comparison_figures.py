@@ -3,15 +3,19 @@
 Knows how such a picture is laid out, not how its numbers came about.
 """
 
+import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from cohort_scorer.reporting import canvas, exposures, wording
 from cohort_scorer.reporting.canvas import CATEGORIES, CATEGORY_COLOURS, EXPOSURE_COLOURS, EXPOSURE_MARKERS, GRID, MUTED
 from cohort_scorer.reporting.survival_figures import YEAR_DAYS, ratio_axis, ratio_limits
 from cohort_scorer.reporting.tables import estimate
+
+_DOTTED = (0, (1, 1.5))
 
 
 def ratios(table: pl.DataFrame) -> Figure | None:
@@ -27,34 +31,40 @@ def ratios(table: pl.DataFrame) -> Figure | None:
     parts = canvas.groups(rows)
     order = [(level, name) for level in CATEGORIES[1:] for name in wording.EXPOSURES if name in rows["exposure"]]
     limits = ratio_limits(rows)
+    width, lines = 3.0, {"dfbeta": ("paired", -0.08, 1.6), "bootstrap": ("from resamples", 0.2, 0.8)}
     figure, axes = canvas.panels(
-        [name for name, _ in parts], (3.0, 0.34 * len(order)),
-        "Ratio of adjusted hazard ratios, predicted : true (thin: from resamples)",
-        columns=1, above=0.35, title_width=8, margin=2.0, left=0, right=2.1, below=0.62,
+        [name for name, _ in parts], (width, 0.34 * len(order)), "Ratio of adjusted hazard ratios, predicted : true",
+        columns=1, above=0.5, title_width=8, margin=2.0, left=0, right=1.7, below=0.62,
     )  # fmt: skip
     for axis, (_, part) in zip(axes, parts, strict=True):
         found = {(row["level"], row["exposure"], row["method"]): row for row in part.iter_rows(named=True)}
-        axis.set_title(axis.get_title(loc="left"), x=-1.9 / 3.0, ha="left", pad=10)
+        axis.set_title(axis.get_title(loc="left"), x=-1.9 / width, ha="left", pad=24)
+        place = axis.get_yaxis_transform()
+        for x, heading in ((-1.9, "Category"), (-1.0, "Predicted by"), (3.12, "Ratio (paired)")):
+            axis.text(x / width, -0.62, heading, fontsize=8, weight="bold", va="bottom", transform=place)
         for y, (level, exposure) in enumerate(order):
-            place = axis.get_yaxis_transform()
-            axis.text(-1.9 / 3.0, y, level, fontsize=8, va="center", transform=place)
-            axis.text(-1.0 / 3.0, y, wording.EXPOSURES[exposure], fontsize=8, va="center", transform=place)
-            for method, lift, width in (("dfbeta", -0.08, 1.6), ("bootstrap", 0.2, 0.8)):
+            first = y == 0 or order[y - 1][0] != level
+            if first and y:
+                axis.axhline(y - 0.5, color=GRID, lw=0.8)
+            axis.text(-1.9 / width, y, level if first else "", fontsize=8, va="center", transform=place)
+            axis.text(-1.0 / width, y, wording.EXPOSURES[exposure], fontsize=8, va="center", transform=place)
+            colour = EXPOSURE_COLOURS[exposure]
+            for method, (_, lift, thickness) in lines.items():
                 row = found.get((level, exposure, method))
                 if row is not None and row["lower"] is not None:
                     ends = (row["lower"], row["upper"])
-                    axis.plot(ends, (y + lift,) * 2, color=EXPOSURE_COLOURS[exposure], lw=width, solid_capstyle="butt")
-            row = found.get((level, exposure, "dfbeta"))
+                    axis.plot(ends, (y + lift,) * 2, color=colour, lw=thickness, solid_capstyle="butt")
+            row, text = found.get((level, exposure, "dfbeta")), wording.ABSENT
             if row is not None:
-                marker = EXPOSURE_MARKERS[exposure]
-                axis.plot(row["estimate"], y - 0.08, marker, color=EXPOSURE_COLOURS[exposure], ms=4.5)
+                axis.plot(row["estimate"], y - 0.08, EXPOSURE_MARKERS[exposure], color=colour, ms=4.5)
                 text = estimate(row["estimate"], row["lower"], row["upper"], decimals=2)
-                axis.text(1.04, y, text, fontsize=8, va="center", transform=place)
-            if y and order[y - 1][0] != level:
-                axis.axhline(y - 0.5, color=GRID, lw=0.8)
+            axis.text(3.12 / width, y, text, fontsize=8, va="center", transform=place)
         axis.set(ylim=(len(order) - 0.5, -0.5), yticks=[])
         ratio_axis(axis, limits)
         axis.set_xlabel("Ratio of hazard ratios (log scale)")
+    drawn = [Line2D([], [], color=MUTED, lw=thickness, label=f"interval, {label}")
+             for method, (label, _, thickness) in lines.items() if method in rows["method"]]  # fmt: skip
+    exposures.key(figure, drawn)
     return figure
 
 
@@ -76,18 +86,20 @@ def schoenfeld(table: pl.DataFrame, hazard_ratios: pl.DataFrame) -> Figure | Non
     levels = CATEGORIES[1:]
     exposure = wording.EXPOSURES[table["exposure"][0]]
     figure, axes = canvas.panels(
-        [f"{name}: {level}" for name, _ in parts for level in levels],
+        [name if level == levels[0] else "" for name, _ in parts for level in levels],
         (2.3, 1.9),
         f"{exposure}: adjusted hazard ratio against CAC 0 over time (dotted: constant)",
-        margin=0.45,
-        title_width=2.9,
+        margin=0.3,
+        title_width=8,
     )
     limits = ratio_limits(table.with_columns(pl.col("coef").alias("hr")))
+    longest = float(table["time_days"].to_numpy().max()) / YEAR_DAYS
     for number, axis in enumerate(axes):
         part, level = parts[number // len(levels)][1], levels[number % len(levels)]
         rows = part.filter(pl.col("level") == level)
+        axis.text(0.04, 0.95, level, transform=axis.transAxes, va="top", weight="bold", color=CATEGORY_COLOURS[level])
         if rows.is_empty():
-            axis.text(0.5, 0.5, "too few events", transform=axis.transAxes, ha="center", color=MUTED)
+            axis.text(0.5, 0.5, "no curve", transform=axis.transAxes, ha="center", color=MUTED)
         years = rows["time_days"] / YEAR_DAYS
         colour = CATEGORY_COLOURS[level]
         axis.fill_between(years, rows["lower"], rows["upper"], color=colour, alpha=0.16, lw=0)
@@ -95,7 +107,7 @@ def schoenfeld(table: pl.DataFrame, hazard_ratios: pl.DataFrame) -> Figure | Non
         for value in rows["hr"].drop_nulls().unique():
             axis.axhline(value, color=MUTED, lw=0.9, ls=(0, (1, 2)))
         _ratio_y_axis(axis, limits)
-        axis.set(xlabel="Years", ylim=limits)
+        axis.set(xlabel="Years of follow-up", xlim=(0, 1.02 * longest), ylim=limits)
         if number % 3 == 0:
             axis.set_ylabel("Hazard ratio")
     return figure
@@ -107,41 +119,65 @@ def _ratio_y_axis(axis: Axes, limits: tuple[float, float]) -> None:
     axis.yaxis.set_major_locator(FixedLocator(ticks))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.yaxis.set_minor_locator(NullLocator())
-    axis.axhline(1, color=MUTED, lw=0.9)
+    axis.axhline(1, color=MUTED, lw=0.9, ls=(0, (4, 3)))
 
 
 def horizon(table: pl.DataFrame) -> Figure | None:
-    """AUC(t) with its interval of the models with covariates and one exposure, at each horizon; a panel per group."""
-    table = table.filter(pl.col("model").str.count_matches(r"\+") == 1, pl.col("auc").is_not_null())
+    """AUC(t) and index of prediction accuracy of the adjusted models at each horizon; a row of panels per group."""
+    table = table.filter(pl.col("auc").is_not_null(), pl.col("model").str.starts_with("covariates"))
+    alone = table.filter(pl.col("model") == "covariates")
+    table = table.filter(pl.col("model").str.count_matches(r"\+") == 1)
     if table.is_empty():
         return None
     table = table.with_columns(pl.col("model").str.replace(r"covariates\+", "").alias("exposure"))
-    lowest = min(0.5, float(table.select(pl.min_horizontal("auc", "lower").min()).item()))
-    highest = float(table.select(pl.max_horizontal("auc", "upper").max()).item())
-    parts = canvas.groups(table)
+    parts, without = canvas.groups(table), dict(canvas.groups(alone))
+    measures = {"auc": ("AUC(t)", 0.5, "lower", "upper"), "ipa": ("IPA", 0.0, "ipa_lower", "ipa_upper")}
     figure, axes = canvas.panels(
-        [name for name, _ in parts],
-        (2.5, 0.6 * table["horizon_years"].n_unique()),
-        "Discrimination of the adjusted models by a horizon: AUC(t) with its interval",
-        margin=0.55,
+        [name if measure == "auc" else "" for name, _ in parts for measure in measures],
+        (2.9, 0.55 * table["horizon_years"].n_unique()),
+        "Adjusted models at horizons: AUC(t) and index of prediction accuracy",
+        columns=2,
+        margin=0.45,
+        title_width=8,
     )
-    rows = exposures.slots(table, ("horizon_years", "exposure"), "{:g} years".format)
-    for axis, (_, part) in zip(axes, parts, strict=True):
-        exposures.intervals(axis, part, rows, "auc", ("horizon_years", "exposure"), "{:.2f}")
-        axis.axvline(0.5, color=MUTED, lw=0.8, ls=(0, (4, 3)))
-        axis.set(xlim=(lowest - 0.02, min(1.0, highest + 0.08)), xlabel="AUC(t)")
-        axis.xaxis.set_major_locator(MaxNLocator(4))
-    exposures.exposure_key(figure, table)
+    slots = exposures.slots(table.sort("horizon_years"), ("horizon_years", "exposure"), wording.years)
+    for number, axis in enumerate(axes):
+        name, part = parts[number // 2]
+        column, (label, none, lower, upper) = list(measures.items())[number % 2]
+        limits = (pl.col(lower).alias("lower"), pl.col(upper).alias("upper"))
+        rows = part.filter(pl.col(column).is_not_null()).with_columns(limits)
+        exposures.intervals(axis, rows, slots, column, ("horizon_years", "exposure"), "{:.2f}")
+        if name in without:
+            _alone(axis, without[name].select("horizon_years", column), [years for years, _ in slots[0]])
+        axis.axvline(none, color=MUTED, lw=0.8, ls=(0, (4, 3)))
+        seen = table.select(column, lower, upper).to_numpy()
+        seen = np.append(seen[np.isfinite(seen)], none)
+        room = 0.05 * (seen.max() - seen.min()) + 0.01
+        axis.set(xlim=(seen.min() - room, seen.max() + 3 * room), xlabel=label)
+        axis.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        axis.tick_params(labelleft=number % 2 == 0)
+    others = {"covariates alone": _DOTTED} if without else {}
+    exposures.exposure_key(figure, table, others, marked=True)
     return figure
+
+
+def _alone(axis: Axes, values: pl.DataFrame, horizons: list[object]) -> None:
+    """Short dotted lines at what the covariates alone reach, one per horizon of the panel."""
+    order = list(dict.fromkeys(horizons))
+    for years, value in values.drop_nulls().iter_rows():
+        if years in order:
+            y = order.index(years)
+            axis.plot((value, value), (y - 0.4, y + 0.4), color=MUTED, lw=1.2, ls=_DOTTED)
 
 
 def risk_curve(table: pl.DataFrame) -> Figure | None:
     """Risk by the horizon over the predicted probability, with bands; one panel per site and score origin."""
+    table = table.drop_nulls("incidence")
     if table.is_empty():
         return None
     parts = canvas.groups(table)
-    years = table["horizon_years"][0]
-    title = f"Risk within {years:g} years over the predicted probability of CACS ≥ {table['threshold'][0]}"
+    years = wording.years(table["horizon_years"][0])
+    title = f"Risk within {years} over the predicted probability of CACS ≥ {table['threshold'][0]}"
     figure, axes = canvas.panels([name for name, _ in parts], (2.5, 2.3), title, margin=0.35)
     top = 100 * float(table.select(pl.max_horizontal("incidence", "upper").max()).item())
     for number, (axis, (_, part)) in enumerate(zip(axes, parts, strict=True)):
@@ -154,7 +190,7 @@ def risk_curve(table: pl.DataFrame) -> Figure | None:
         axis.grid(axis="y", color=GRID, lw=0.7)
         if number % 3 == 0:
             axis.set_ylabel("Risk, %")
-    exposures.exposure_key(figure, table)
+    exposures.exposure_key(figure, table, {})
     return figure
 
 
@@ -192,6 +228,11 @@ def subgroups(table: pl.DataFrame) -> Figure | None:
     )
     for number, (axis, (_, part)) in enumerate(zip(axes, parts, strict=True)):
         exposures.intervals(axis, part.filter(pl.col("hr").is_not_null()), slots, "hr", ("part", "exposure"))
+        for row in part.filter(pl.col("hr").is_null()).iter_rows(named=True):
+            place, colour = (1, slots[0][row["part"], row["exposure"]]), EXPOSURE_COLOURS[row["exposure"]]
+            axis.annotate(
+                "not fitted", place, (4, 0), textcoords="offset points", fontsize=7, va="center", color=colour
+            )
         ratio_axis(axis, limits)
         axis.tick_params(labelleft=number % 3 == 0)
     exposures.exposure_key(figure, rows)

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from cohort_scorer.reporting import wording
+from cohort_scorer.reporting import canvas, wording
 from cohort_scorer.reporting.canvas import EXPOSURE_COLOURS, EXPOSURE_MARKERS, GRID, MUTED
 
 
@@ -55,9 +55,18 @@ def intervals(
         axis.axhline(border - 0.5, color=GRID, lw=0.7)
 
 
-def exposure_key(figure: Figure, table: pl.DataFrame, others: Mapping[str, object] | None = None) -> None:
-    """Name the exposures' colours and markers in one line under the title."""
-    marked = others is None
+def exposure_key(
+    figure: Figure, table: pl.DataFrame, others: Mapping[str, object] | None = None, *, marked: bool | None = None
+) -> None:
+    """Name the exposures' colours and markers, and other lines by their dashes, in one line under the title.
+
+    Args:
+        figure: The figure.
+        table: Rows whose exposures are named.
+        others: Dashes of further lines by label; given, the figure is one of curves.
+        marked: Whether the exposures have markers; by default where there are no others.
+    """
+    marked = others is None if marked is None else marked
     handles = [
         Line2D([], [], color=EXPOSURE_COLOURS[name], marker=EXPOSURE_MARKERS[name] if marked else "", lw=1.6, ms=5,
                          label=wording.EXPOSURES[name])
@@ -71,7 +80,8 @@ def exposure_key(figure: Figure, table: pl.DataFrame, others: Mapping[str, objec
 def key(figure: Figure, handles: Sequence[Line2D]) -> None:
     """A key in one line under the title."""
     width, height = figure.get_size_inches()
-    place = (0.04 / width, 1 - 0.55 / height)
+    wrapped = figure.texts[0].get_text().count("\n")  # the title, as canvas.panels wrote it
+    place = (0.04 / width, 1 - (0.55 + canvas.LINE_INCHES * wrapped) / height)
     figure.legend(
         handles=handles, loc="upper left", bbox_to_anchor=place, ncols=len(handles), fontsize=8.5, borderpad=0.3
     )

@@ -14,7 +14,7 @@ import jinja2
 import polars as pl
 
 from cohort_scorer import schemas
-from cohort_scorer.reporting import summary, tables, wording
+from cohort_scorer.reporting import comparison_tables, summary, tables, wording
 from cohort_scorer.reporting.tables import Printed
 
 Choice = tuple[str, str, Any, str]
@@ -50,14 +50,17 @@ _CAPTIONS = {
     "discordance": "Events per 1,000 person-years by true and predicted category, with events / patients.",
     "kaplan_meier": "Cumulative events (1 - Kaplan-Meier) with log-log bands; at risk, events and censored below.",
     "cox": "Hazard ratios against CAC 0 with intervals; open markers crude, filled markers adjusted.",
-    "comparison": "Adjusted hazard ratio of each predicted category over that of the true one, with paired intervals "
-    "and thin those of resamples.",
+    "comparison": "Adjusted hazard ratio of each predicted category over that of the true one, with paired "
+    "intervals; thin: those of resamples. The frame cuts off below 1/50 and above 100.",
     "cumulative_incidence": "Cumulative incidence (Aalen-Johansen) of the event with bands; dashed: what competes.",
     "schoenfeld": "Adjusted hazard ratio over time, smoothed from scaled Schoenfeld residuals, with pointwise bands; "
-    "dotted: the constant ratio of the model. A line within the band everywhere speaks for proportional hazards.",
-    "horizon": "Time-dependent AUC of the adjusted models at each horizon, with intervals from resamples.",
+    "dotted: the constant ratio of the model; dashed: 1. A dotted line outside the band speaks against proportional "
+    "hazards.",
+    "horizon": "Time-dependent AUC and index of prediction accuracy of the adjusted models at each horizon, with "
+    "intervals from resamples; dotted: the covariates alone.",
     "risk_curve": "Risk by the largest horizon over the predicted probability, with pointwise bands from resamples.",
-    "cox-subgroups": "Adjusted hazard ratios of the highest category against CAC 0 in parts of the patients.",
+    "cox-subgroups": "Adjusted hazard ratios of the highest category against CAC 0 in parts of the patients; the "
+    "frame cuts off below 1/50 and above 100.",
     "sensitivity": "Adjusted hazard ratios against CAC 0 with intervals, as declared and with one choice changed; a "
     "model that was not fitted has no marker.",
     "audit_positivity": "Share of scored patients called positive, with Wilson intervals, by stratum.",
@@ -76,20 +79,15 @@ _LINKED = frozenset(
 """Tables that are data for a figure: named with their CSV, never printed."""
 
 _COMPARISONS = {
-    "comparison_likelihoods": (
-        ("lr_chi2", "adequacy_predicted", "adequacy_true", "relative_lr"),
-        "Likelihood ratios of nested models, and adequacy",
-    ),
-    "comparison_c": (
-        ("harrell_c_difference", "uno_c_difference", "auc_difference", "brier_difference"),
-        "Differences of discrimination and accuracy: the first model less the second",
-    ),
-    "comparison_margin": (("noninferiority_c",), "C of the predicted less that of the true category, and the margin"),
+    "comparison_likelihoods": (("lr_chi2",), "Likelihood ratios of nested models"),
     "comparison_means": (("rmst", "rmst_difference"), "Restricted mean time free of the event"),
     "comparison_calibration": (("risk", "observed_expected"), "Risk by category, and observed over predicted risk"),
     "comparison_interactions": (("interaction_lr_chi2",), "Tests of interaction"),
 }
-"""Parts of comparison.csv on the page: statistics and caption."""
+"""Parts of comparison.csv that the page prints row by row: statistics and caption."""
+
+_CONCORDANCE = ("harrell_c", "harrell_c_se", "harrell_c_corrected", "uno_c", "uno_c_se", "tau_days")
+"""Columns of cox_fit.csv that the page prints as a table of their own."""
 
 _TOLERATED_DIFFERENCE = 1e-6
 """From lifelines, of a log hazard ratio."""
@@ -154,6 +152,7 @@ def render(content: Page) -> str:
     settings = {(section, key): value for section, key, value, _ in content.choices}
     level = settings.get(("comparison", "confidence_level"))
     landmark = settings.get(("outcome", "landmark_days"))
+    margin = settings.get(("comparison", "noninferiority_margin_c")) or None
     return _template().render(
         title=content.title,
         simulated=content.simulated,
@@ -162,14 +161,15 @@ def render(content: Page) -> str:
         key=summary.key_results(content.tables),
         sections=[{"name": name, "title": _SECTIONS[name][0]} for name in present],
         absent=[title for name, (title, _) in _SECTIONS.items() if name not in present],
-        printed=_printed(content.tables),
+        printed=_printed(content.tables, margin),
+        penalised=_penalised(content.tables.get("cox_fit")),
         drawn=_drawn(content.figures),
         archive_tables=[_counts(name, counts) for name, counts in content.archive.items() if counts],
         archive_sums=list(_sums(content.archive)),
         trained_on_simulated=bool(content.model.get("trained_on_simulated_data")),
         model_facts=[(wording.sentence(key), plain(value)) for key, value in content.model.items()],
         lifelines=_lifelines(content.manifest),
-        margin=settings.get(("comparison", "noninferiority_margin_c")) or None,
+        margin=margin,
         landmark=f", plus {landmark} days (landmark)" if landmark else "",
         choice_table=_choices(content.choices),
         interval_note=f"Intervals are at the {100 * float(level):g} % level." if level else "",
@@ -184,7 +184,15 @@ def _lifelines(manifest: Mapping[str, Any]) -> dict[str, Any]:
     difference = facts.get("largest_difference_from_lifelines")
     if difference is None:
         return {}
-    return {"difference": f"{difference:.0e}", "too_large": difference > _TOLERATED_DIFFERENCE}
+    # Written so that a difference which is no number is warned of, too.
+    return {"difference": f"{difference:.0e}", "too_large": not difference <= _TOLERATED_DIFFERENCE}
+
+
+def _penalised(fits: pl.DataFrame | None) -> list[str]:
+    """Sites and score origins whose models are fitted by Firth's likelihood."""
+    if fits is None:
+        return []
+    return [heading for heading, rows in tables.grouped(fits.filter(pl.col("method") == "firth")) if len(rows)]
 
 
 @cache
@@ -208,15 +216,28 @@ def _has(content: Page, section: str) -> bool:
     return not needed or any(name in content.tables and len(content.tables[name]) for name in needed)
 
 
-def _printed(published: Mapping[str, pl.DataFrame]) -> dict[str, Printed]:
+def _printed(published: Mapping[str, pl.DataFrame], margin: float | None) -> dict[str, Printed]:
     """Every table that has rows; of those too long for a page, or made for a figure, only the name and the CSV."""
     made = {name: _one(name, frame) for name, frame in published.items() if len(frame)}
     if "cox" in made:
         made |= _cox(published["cox"])
+    if "cox_fit" in made:
+        made |= _fits(published["cox_fit"])
+    if "logrank" in made and len(pairs := published["logrank"].filter(pl.col("test") == "pairwise")):
+        caption = "Log-rank tests of pairs of categories"
+        made["logrank_pairs"] = replace(
+            tables.printed("logrank", pairs), caption=caption, note="", n_rows=len(published["logrank"])
+        )
     if "comparison" in made:
         frame = published["comparison"]
-        parts = {name: tables.comparison(frame, *wanted) for name, wanted in _COMPARISONS.items()}
-        parts["comparison_ratios"] = tables.ratios(frame)
+        parts = {name: comparison_tables.part(frame, *wanted) for name, wanted in _COMPARISONS.items()}
+        parts |= {
+            "comparison_ratios": comparison_tables.ratios(frame),
+            "comparison_adequacy": comparison_tables.adequacy(frame),
+            "comparison_c": comparison_tables.concordances(frame),
+            "comparison_horizon": comparison_tables.horizons(frame),
+            "comparison_margin": comparison_tables.margin(frame, margin),
+        }
         made |= {name: part for name, part in parts.items() if part}
     if "baseline" in made and len(rows := published["baseline"].filter(pl.col("site") != schemas.ALL)):
         made["baseline_sites"] = replace(tables.baseline(rows), caption="Baseline characteristics by site")
@@ -232,6 +253,16 @@ def _cox(frame: pl.DataFrame) -> dict[str, Printed]:
         if (frame[column].fill_null("") != "").any():
             made[f"cox_{column}"] = tables.cox_parts(frame, column, caption)
     return made
+
+
+def _fits(frame: pl.DataFrame) -> dict[str, Printed]:
+    """Likelihoods of the models, and their concordance."""
+    likelihoods = tables.printed("cox_fit", frame.drop(_CONCORDANCE))
+    concordance = tables.printed("cox_fit", frame.select("site", "score_origin", "model", *_CONCORDANCE))
+    return {
+        "cox_fit": likelihoods,
+        "cox_concordance": replace(concordance, caption="Concordance of the models", note=""),
+    }
 
 
 def _one(name: str, frame: pl.DataFrame) -> Printed:

@@ -19,6 +19,8 @@ YEAR_DAYS = 365.25
 _COUNTS = {"n_at_risk": "At risk", "cumulative_events": "Events", "cumulative_censored": "Censored"}
 _SCALES = (2, 5, 10, 15, 20, 30, 40, 50, 60, 80, 100)
 _TICKS = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
+_DECADES = (0.1, 1, 10, 100)
+_TICKS_PER_INCH = 3.5
 _LINE = 0.155
 """Inches between two lines of counts."""
 _PIXELS = 300
@@ -209,7 +211,9 @@ def cox(table: pl.DataFrame) -> Figure | None:
 def ratio_axis(axis: Axes, limits: tuple[float, float]) -> None:
     """Make the x axis one of hazard ratios: logarithmic, with round ticks and a line at 1."""
     axis.set(xscale="log", xlim=limits, xlabel="Hazard ratio (log scale)")
-    axis.xaxis.set_major_locator(FixedLocator([tick for tick in _TICKS if limits[0] <= tick <= limits[1]]))
+    ticks = [tick for tick in _TICKS if limits[0] <= tick <= limits[1]]
+    inches = axis.get_window_extent().width / axis.figure.dpi
+    axis.xaxis.set_major_locator(FixedLocator(ticks if len(ticks) <= _TICKS_PER_INCH * inches else _DECADES))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.spines["left"].set_visible(False)

@@ -4,7 +4,7 @@ Knows no section and no HTML. Every number stands in the CSV; here it is only ro
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
@@ -18,7 +18,7 @@ LONGEST_ROWS = 400
 
 _DECIMALS = {
     "hr": 2, "rate_per_1000_py": 1, "person_years": 0, "chi2": 2, "lr_chi2": 2, "loglik": 1, "loglik_null": 1, "aic": 1,
-    "events_per_parameter": 1, "z": 2,
+    "events_per_parameter": 1, "z": 2, "tau_days": 0,
 }  # fmt: skip
 _PERCENT = frozenset(
     ("sensitivity", "specificity", "ppv", "npv", "predicted_margin", "true_margin", "coverage", "uptake", "positivity",
@@ -89,7 +89,7 @@ def printed(name: str, frame: pl.DataFrame) -> Printed:
     headers = tuple(_header(column, fields.get(column, {}), frame[column].dtype.is_numeric()) for column in shown)
     bodies = tuple(
         (heading, tuple(tuple(_cell(row, *column) for column in columns) for row in rows.iter_rows(named=True)))
-        for heading, rows in _bodies(frame)
+        for heading, rows in grouped(frame)
     )
     return Printed(name, schema["title"], schema["description"], headers, bodies, len(frame))
 
@@ -105,7 +105,7 @@ def crosstab(frame: pl.DataFrame) -> Printed:
     schema = schemas.load("crosstab")
     categories = schemas.vocabulary("crosstab", "predicted_category")
     bodies = []
-    for heading, part in _bodies(frame):
+    for heading, part in grouped(frame):
         for exposure, rows in _split(part, "exposure"):
             found = {(true, predicted): n for true, predicted, n in rows.select(frame.columns[-3:]).iter_rows()}
             lines = []
@@ -210,7 +210,7 @@ def cox(frame: pl.DataFrame) -> Printed:
     exposures = [name for name, _ in _split(frame.drop_nulls("exposure"), "exposure")]
     whole = pl.all_horizontal(pl.col("subgroup", "period").fill_null("") == "")
     bodies = []
-    for heading, part in _bodies(frame.filter(whole, pl.col("exposure").is_not_null())):
+    for heading, part in grouped(frame.filter(whole, pl.col("exposure").is_not_null())):
         found = {(row["level"], row["model"]): row for row in part.iter_rows(named=True)}
         lines = []
         for level in schemas.vocabulary("kaplan_meier", "category"):
@@ -235,7 +235,7 @@ def cox_parts(frame: pl.DataFrame, column: str, caption: str) -> Printed:
     rows = frame.filter(pl.col(column).fill_null("") != "", pl.col("level") != _REFERENCE)
     exposures = [name for name, _ in _split(rows, "exposure")]
     bodies = []
-    for heading, part in _bodies(rows.filter(pl.col("model") == "covariates+" + pl.col("exposure"))):
+    for heading, part in grouped(rows.filter(pl.col("model") == "covariates+" + pl.col("exposure"))):
         lines = []
         for cells in part.partition_by(column, "level", maintain_order=True):
             found = {row["exposure"]: row for row in cells.iter_rows(named=True)}
@@ -247,63 +247,10 @@ def cox_parts(frame: pl.DataFrame, column: str, caption: str) -> Printed:
         bodies.append((heading, tuple(lines)))
     labels = [(f"{wording.words(name)}: {kind}", "", True) for name in exposures for kind in ("events / n", "adjusted")]
     headers = ((wording.sentence(column), "", False), ("Category", "", False), *labels)
-    return Printed("cox", caption, "Hazard ratios against CAC 0.", headers, tuple(bodies), len(frame))
-
-
-def ratios(frame: pl.DataFrame) -> Printed | None:
-    """Ratio of hazard ratios and the absolute risks beside it, a row per category and predicted exposure.
-
-    Args:
-        frame: comparison.csv.
-    """
-    chosen = frame.filter(pl.col("statistic") == "ratio_of_hazard_ratios")
-    if chosen.is_empty():
-        return None
-    risks = frame.filter(pl.col("statistic") == "risk")
-    horizon = risks.select(pl.col("horizon_years").max()).item()
-    risks = risks.filter(pl.col("horizon_years") == horizon)
-    bodies = []
-    for heading, part in _bodies(frame):
-        known = {
-            (row["exposure"], row["level"], row["method"]): row
-            for row in part.filter(pl.col("statistic") == "ratio_of_hazard_ratios").iter_rows(named=True)
-        }
-        beside = {
-            (row["exposure"], row["level"]): row
-            for row in part.join(risks, on=frame.columns, how="semi", nulls_equal=True).iter_rows(named=True)
-        }
-        lines = []
-        for exposure, level in dict.fromkeys(key[:2] for key in known):
-            own, drawn = (_interval(known.get((exposure, level, method)), 2) for method in ("dfbeta", "bootstrap"))
-            predicted, true = (_interval(beside.get((name, level)), 1, 100) for name in (exposure, "true"))
-            p = p_value((known.get((exposure, level, "dfbeta")) or {}).get("p"))
-            lines.append((wording.words(exposure), level, own, p, drawn, predicted, true))
-        bodies.append((heading, tuple(lines)))
-    years = f"{horizon:g} years" if horizon is not None else "the horizon"
-    labels = ("Predicted by", "Category", "Ratio of hazard ratios", "p", "From resamples",
-              f"Risk by {years} if predicted, %", f"Risk by {years} if true, %")  # fmt: skip
-    headers = tuple((label, "", number > 1) for number, label in enumerate(labels))
-    note = "Adjusted hazard ratio of the predicted category over that of the true one, each against its own CAC 0."
-    return Printed("comparison", "Predicted : true, in ratio and in risk", note, headers, tuple(bodies), len(frame))
-
-
-def _interval(row: dict[str, Any] | None, decimals: int, factor: float = 1) -> str:
-    if row is None or row["estimate"] is None:
-        return wording.ABSENT
-    scaled = (None if row[name] is None else factor * row[name] for name in ("estimate", "lower", "upper"))
-    return estimate(*scaled, decimals=decimals)
-
-
-def comparison(frame: pl.DataFrame, statistics: Sequence[str], caption: str) -> Printed | None:
-    """Some statistics of comparison.csv, or None where it has none of them."""
-    # The models are named in the comparison; without the standard error the limits stand beside their estimate.
-    rows = frame.filter(pl.col("statistic").is_in(statistics)).drop("exposure", "se")
-    if rows.is_empty():
-        return None
-    made = printed("comparison", rows)
-    # The schema's words for the columns tell of every statistic, of those too that the study did not ask for.
-    headers = tuple((label, "", numeric) for label, _, numeric in made.headers)
-    return replace(made, caption=caption, note="", headers=headers, n_rows=len(frame))
+    note = "Hazard ratios against CAC 0."
+    if (rows["method"] == "firth").any():
+        note += " Some parts have few events and are fitted by Firth's penalised likelihood: see the method in the CSV."
+    return Printed("cox", caption, note, headers, tuple(bodies), len(frame))
 
 
 def sensitivity(frame: pl.DataFrame) -> Printed:
@@ -311,7 +258,7 @@ def sensitivity(frame: pl.DataFrame) -> Printed:
     exposures = [name for name, _ in _split(frame, "exposure")]
     bodies = []
     is_reference = pl.col("level").eq_missing(schemas.vocabulary("kaplan_meier", "category")[0])
-    for heading, part in _bodies(frame.filter(~is_reference)):
+    for heading, part in grouped(frame.filter(~is_reference)):
         lines = []
         for rows in part.partition_by("analysis", "value", "level", maintain_order=True):
             first = rows.row(0, named=True)
@@ -357,7 +304,7 @@ def hazard_ratio(row: dict[str, Any] | None) -> str:
     )
 
 
-def _bodies(frame: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
+def grouped(frame: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
     """Rows by site and score origin, the pooled ones last; a table without them is one body without heading."""
     known = [column for column in _GROUP if column in frame.columns]
     if not known:
@@ -414,6 +361,7 @@ _SPECIAL: dict[str, Callable[[Any], str]] = {
     "p_holm": p_value,
     "model": wording.model,
     "comparison": wording.comparison,
+    "horizon_years": lambda years: wording.ABSENT if years is None else f"{years:.3g}",
     "fold": lambda fold: fold or "pooled",
     "chosen": lambda chosen: "yes" if chosen else "no",
 }

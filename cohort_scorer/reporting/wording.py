@@ -102,6 +102,11 @@ def threshold(value: int | None) -> str:
     return "" if value is None else "CACS > 0" if value == 0 else f"CACS ≥ {value}"
 
 
+def years(value: float) -> str:
+    """A horizon: `1 year`, `2.5 years`."""
+    return f"{value:g} year{'' if value == 1 else 's'}"
+
+
 def analysis(name: str, value: str | None) -> str:
     """A row of [sensitivity] as a reader would say it."""
     told = {

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 from lifelines import CoxPHFitter
 from memory import peak_bytes
@@ -71,10 +72,17 @@ def test_1000_resamples_of_the_adjusted_model_against_lifelines() -> None:
     print(f"two C of each of them besides: {c:.2f} s")
 
 
-def test_prognosis_step_against_1000_fits_of_lifelines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("n_groups", [1, 3])
+def test_prognosis_step_against_1000_fits_of_lifelines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_groups: int
+) -> None:
+    """One site, as one table; or two sites and, beside them, all patients once more: twice the work."""
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS"):
         monkeypatch.setenv(name, "1")
     study = write_study(tmp_path / "study", n_patients=STUDY_SIZE * 7 // 6, seed=1, images=False).parent
+    if n_groups == 1:
+        clinical = study / "tables/clinical.csv"
+        pl.read_csv(clinical, infer_schema=False).with_columns(site=pl.lit("one")).write_csv(clinical)
     assert cli("link", study, "--quiet").code == 0
     started = time.perf_counter()
     code, peak, stderr = peak_bytes([*COMMAND, "prognosis", str(study)], 3600)
@@ -83,7 +91,7 @@ def test_prognosis_step_against_1000_fits_of_lifelines(tmp_path: Path, monkeypat
     print("\n" + stderr)
     with threadpool_limits(1):
         slow = REPLICATES * lifelines_seconds(*patients(STUDY_SIZE))
-    print(f"prognosis, three groups, 1,000 resamples: {step:.0f} s, {peak / 2**30:.2f} GiB")
+    print(f"prognosis, {n_groups} groups, 1,000 resamples: {step:.0f} s, {peak / 2**30:.2f} GiB")
     tell("1,000 lifelines fits of one model (from 5) against the whole prognosis step", slow, step)
 
 

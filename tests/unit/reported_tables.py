@@ -350,8 +350,8 @@ def _cox(part: pl.DataFrame) -> dict[str, list[dict[str, Any]]]:
             if model.startswith("covariates"):
                 about = _row("model term n n_events method", model, "age_at_t0_years", n, n_events, method)
                 rows["cox"].append({**about, **({} if few else age)})
-            names = "loglik_null loglik df lr_chi2 p aic harrell_c harrell_c_se events_per_parameter"
-            fit = _row(names, -812.4, -790.1, 3, 44.6, 1.1e-9, 1586.2, 0.68, 0.02, 32.0)
+            names = "loglik_null loglik df lr_chi2 p aic harrell_c harrell_c_corrected uno_c events_per_parameter"
+            fit = _row(names, -812.4, -790.1, 3, 44.6, 1.1e-9, 1586.2, 0.684, 0.671, 0.693, 32.0)
             about = _row("model n n_events method", model, n, n_events, method)
             rows["cox_fit"].append({**about, **({} if few else fit)})
     for row in [row for row in rows["cox"] if row["model"].startswith("covariates") and row["term"] == "category"]:
@@ -384,11 +384,13 @@ def _compared(part: pl.DataFrame) -> dict[str, list[dict[str, Any]]]:
         for term, df in ((f"category {exposure}", 3), ("age_at_t0_years", 1), ("GLOBAL", 4)):
             rows["proportional_hazards"].append(_row("model term chi2 df p", model, term, 3.2 + number, df, 0.31))
         for years in (1.0, 3.0, 5.0):
-            names = "model horizon_years n_at_risk n_events auc lower upper brier ipa replicates"
-            auc = 0.78 - 0.03 * number
-            rows["horizon"].append(
-                _row(names, model, years, n // 2, events // 2, auc, auc - 0.04, auc + 0.04, 0.1, 0.08, 200)
-            )
+            names = "horizon_years n_at_risk n_events auc lower upper brier ipa ipa_lower ipa_upper replicates"
+            auc, about = 0.78 - 0.03 * number, (years, n // 2, events // 2)
+            found = _row(names, *about, auc, auc - 0.04, auc + 0.04, 0.1, 0.08, -0.01, 0.15, 200)
+            rows["horizon"].append({"model": model, **found})
+            if exposure == "true":
+                alone = _row(names, *about, 0.661, 0.62, 0.7, 0.11, 0.031, -0.02, 0.07, 200)
+                rows["horizon"].append({"model": "covariates", **alone})
         for name, found in _of_categories(part, exposure, model).items():
             rows[name] += found
         if exposure == "true":
@@ -408,11 +410,21 @@ def _compared(part: pl.DataFrame) -> dict[str, list[dict[str, Any]]]:
                     **_row(names, category, "ratio_of_hazard_ratios", ratio, 0.2, *limits, None, "bootstrap", 199, 1),
                 },
             ]
-        names = "statistic estimate lower upper df p method"
+        names, paired = "statistic estimate lower upper p method", "infinitesimal_jackknife"
+        at_horizon = _row(names, "auc_difference", -0.034, -0.071, 0.002, None, "bootstrap")
         rows["comparison"] += [
-            {**pair, **_row(names, "lr_chi2", 12.5, None, None, 3, 0.0059, "efron")},
-            {**pair, **_row(names, "adequacy_predicted", 0.71, 0.55, 0.83, None, None, "bootstrap")},
-            {**pair, **_row(names, "harrell_c_difference", -0.021, -0.042, 0.0, None, 0.05, "infinitesimal_jackknife")},
+            {
+                **pair,
+                "comparison": f"{model} v covariates",
+                **_row("statistic estimate df p method", "lr_chi2", 12.5, 3, 0.0059, "efron"),
+            },
+            {**pair, **_row(names, "adequacy_predicted", 0.714, 0.552, 0.831, None, "bootstrap")},
+            {**pair, **_row(names, "adequacy_true", 0.943, 0.883, 0.971, None, "bootstrap")},
+            {**pair, **_row("statistic reason", "relative_lr", "a model was not fitted")},
+            {**pair, **_row(names, "harrell_c_difference", -0.021, -0.042, 0.0, 0.051, paired)},
+            {**pair, **_row(names, "harrell_c_difference", -0.021, -0.044, 0.003, None, "bootstrap")},
+            {**pair, **_row(names, "uno_c_difference", -0.025, -0.047, -0.003, 0.026, paired)},
+            {**pair, "horizon_years": 5.0, **at_horizon},
             {
                 "exposure": exposure,
                 "comparison": f"{model} x sex",

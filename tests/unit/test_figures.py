@@ -96,11 +96,63 @@ def test_ratios_of_hazard_ratios_are_printed_as_in_the_table(tables, drawn):
         assert f"{row['estimate']:.2f} ({row['lower']:.2f} to {row['upper']:.2f})" in printed
 
 
+def test_a_ratio_that_is_not_known_is_a_dash(tables):
+    known = tables["comparison"].with_columns(
+        pl.when(pl.col("level") == "CAC 400+").then(None).otherwise("estimate").alias("estimate")
+    )
+    printed = texts(figures.draw({"comparison": known}, STAMPS)["comparison"])
+    assert printed.count(wording.ABSENT) == 6  # two exposures of three groups
+
+
+def test_horizons_stand_in_order_with_auc_ipa_and_what_the_covariates_reach(tables):
+    absent = (pl.col("site") == "Hospital A") & (pl.col("horizon_years") == 1)
+    some = tables["horizon"].with_columns(pl.when(absent).then(None).otherwise("auc").alias("auc"))
+    figure = figures.draw({"horizon": some}, STAMPS)["horizon"]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["1 year", "3 years", "5 years"]
+    printed = texts(figure)
+    assert {"0.78", "0.75", "0.72", "0.08", "covariates alone"} <= set(printed)
+    for axis, value in zip(figure.axes[2:4], (0.661, 0.031), strict=True):
+        assert sum(list(line.get_xdata()) == [value, value] for line in axis.lines) == 3
+
+
+def test_schoenfeld_draws_the_ratio_over_time_and_the_constant_one(tables, drawn):
+    axis = drawn["schoenfeld-cxr"].axes[-2]
+    one = {"site": "all", "model": "covariates+cxr", "level": "CAC 100-399"}
+    constant = tables["cox"].filter(pl.col("subgroup").is_null(), pl.col("period").is_null(), **one)["hr"][0]
+    heights = [list(line.get_ydata()) for line in axis.lines]
+    assert tables["schoenfeld"].filter(**one)["coef"].exp().to_list() in heights
+    assert [1, 1] in heights
+    assert [constant] * 2 in heights
+
+
+def test_a_part_whose_model_is_not_fitted_says_so(tables):
+    female = pl.col("subgroup").fill_null("") == "sex: F"
+    before = texts(figures.draw({"cox": tables["cox"]}, STAMPS)["cox-subgroups"]).count("not fitted")
+    gone = [pl.when(female).then(None).otherwise(name).alias(name) for name in ("hr", "lower", "upper")]
+    absent = tables["cox"].filter(female, pl.col("level") == "CAC 400+", pl.col("hr").is_not_null())
+    after = texts(figures.draw({"cox": tables["cox"].with_columns(gone)}, STAMPS)["cox-subgroups"]).count("not fitted")
+    assert after == before + len(absent) > before
+
+
+def test_ticks_of_a_wide_axis_do_not_touch(tables):
+    wide = tables["cox"].with_columns(pl.when(pl.col("lower").is_null()).then(None).otherwise(0.01).alias("lower"))
+    axis = figures.draw({"cox": wide}, STAMPS)["cox-subgroups"].axes[0]
+    assert axis.get_xlim()[0] == 0.02
+    assert list(axis.get_xticks()) == [0.1, 1, 10, 100]
+
+
+def test_a_key_stands_below_a_title_of_two_lines():
+    figure = figures.draw(reported_tables(n=300, sites=("A",)), STAMPS)["cox-subgroups"]
+    assert "\n" in figure.texts[0].get_text()
+    canvas.svg(figure)
+    assert figure.legends[0].get_window_extent().y1 < figure.texts[0].get_window_extent().y0 + 4
+
+
 def test_a_ratio_without_resamples_and_a_curve_without_a_model_are_drawn(tables):
     alone = tables["comparison"].filter(pl.col("method").ne_missing("bootstrap"))
     assert "comparison" in figures.draw({"comparison": alone}, STAMPS)
     some = {"schoenfeld": tables["schoenfeld"].filter(pl.col("level") != "CAC 400+"), "cox": tables["cox"]}
-    assert texts(figures.draw(some, STAMPS)["schoenfeld-cxr"]).count("too few events") == 3
+    assert texts(figures.draw(some, STAMPS)["schoenfeld-cxr"]).count("no curve") == 3
 
 
 def test_a_category_without_events_is_drawn_and_its_model_is_said_not_to_be_fitted():

@@ -183,10 +183,57 @@ def test_without_a_margin_no_word_says_that_models_are_as_good(content, html):
         tables=content.tables | {"comparison": pl.concat([content.tables["comparison"], margin])},
         choices=[*content.choices, ("comparison", "noninferiority_margin_c", 0.03, "declared")],
     )
-    assert "The margin was declared as 0.03" in render(declared)
+    page = render(declared)
+    assert "The margin was declared as 0.03" in page
+    assert 'class="number">no</td>' in section(page, "Predicted against true")
+    assert 'class="number">yes</td>' in section(
+        render(dataclasses.replace(declared, choices=[("comparison", "noninferiority_margin_c", 0.05, "declared")])),
+        "Predicted against true",
+    )
 
 
-@pytest.mark.parametrize(("difference", "warned"), [(3e-11, False), (2e-6, True)])
+def test_differences_of_c_and_adequacy_stand_in_one_row_and_say_why_one_is_absent(html):
+    part = section(html, "Predicted against true")
+    cells = ("-0.021 (-0.042 to 0.000)", "0.051", "-0.021 (-0.044 to 0.003)", "-0.025 (-0.047 to -0.003)", "0.026")
+    row = "".join(f'<td class="number">{cell}</td>'.replace("-", "\N{MINUS SIGN}") for cell in cells)
+    assert f'<th scope="row">Covariates + CXR v Covariates + True CACS</th>{row}' in part
+    adequacy = ("0.714 (0.552 to 0.831)", "0.943 (0.883 to 0.971)", wording.ABSENT)
+    row = "".join(f'<td class="number">{cell}</td>' for cell in adequacy)
+    assert f'<th scope="row">CXR</th>{row}<td>a model was not fitted</td>' in part
+
+
+def test_differences_at_horizons_stand_beside_the_performance(html):
+    part = section(html, "Performance at horizons")
+    assert '<td>5 years</td><td class="number">\N{MINUS SIGN}0.0340 (\N{MINUS SIGN}0.0710 to 0.0020)</td>' in part
+
+
+def test_resamples_without_a_value_are_told(html):
+    assert "Up to 1 of 200 resamples gave no value" in section(html, "Predicted against true")
+
+
+def test_c_is_printed_apparent_and_corrected(html):
+    part = section(html, "Cox regression")
+    assert '<td class="number">0.684</td><td class="number">0.671</td><td class="number">0.693</td>' in part
+    assert "less by its mean optimism" in part
+
+
+def test_groups_fitted_by_firth_are_named(content, html):
+    assert "Firth" not in section(html, "Cox regression")
+    fits = content.tables["cox_fit"].with_columns(
+        pl.when(pl.col("site") == "B & C").then(pl.lit("firth")).otherwise("method").alias("method")
+    )
+    page = render(dataclasses.replace(content, tables=content.tables | {"cox_fit": fits}))
+    assert "a resample none in one: Site B &amp; C (external)." in section(page, "Cox regression")
+
+
+def test_pairs_of_categories_are_folded_below_the_log_rank_tests(html):
+    part = section(html, "Kaplan-Meier")
+    folded = part[part.index("<summary>Log-rank tests of pairs") :]
+    assert "0.086" in folded
+    assert "0.086" not in part[: part.index("<summary>Log-rank tests of pairs")]
+
+
+@pytest.mark.parametrize(("difference", "warned"), [(3e-11, False), (2e-6, True), (float("nan"), True)])
 def test_the_distance_from_lifelines_is_told_and_warned_of(content, difference, warned):
     facts = {"prognosis": {"largest_difference_from_lifelines": difference}}
     part = section(render(dataclasses.replace(content, manifest=content.manifest | {"facts": facts})), "Cox regression")
