@@ -90,7 +90,9 @@ def prognosis(study: Study, machine: Machine, console: Console) -> Path:
             compared.drop_nulls("first_component")["first_component"].value_counts(sort=True).iter_rows()
         ),
         "largest_difference_from_lifelines": result.lifelines_difference,
+        "not_compared_with_lifelines": result.not_cross_checked,
         "bootstrap_replicates": declared.replicates,
+        "failed_resamples": result.failed_resamples,
         "seed": study.study.seed,
         "penalised": result.penalised,
         "not_converged": result.not_converged,
@@ -247,10 +249,17 @@ def _warn(result: survival.Prognosis, console: Console) -> None:
         console.say(f"warning: {count:,} models not fitted: {reason}")
     if result.few_per_parameter:
         console.say(f"warning: {len(result.few_per_parameter):,} models have fewer than 10 events per parameter")
-    tell_difference(result.lifelines_difference or 0.0, console)
+    if result.failed_resamples:
+        worst = max(result.failed_resamples.values())
+        console.say(
+            f"warning: {len(result.failed_resamples):,} models have no fit in some resamples, at most {worst:,} of them"
+        )
+    tell_difference(result.lifelines_difference or 0.0, len(result.not_cross_checked), console)
 
 
-def tell_difference(difference: float, console: Console) -> None:
-    """Warn where a coefficient is farther from that of lifelines than rounding brings it."""
+def tell_difference(difference: float, n_not_compared: int, console: Console) -> None:
+    """Warn where a coefficient is farther from that of lifelines than rounding brings it, or could not be compared."""
     if difference > _TOLERATED_DIFFERENCE:
         console.say(f"warning: a coefficient differs from lifelines by {difference:.1e}")
+    if n_not_compared:
+        console.say(f"warning: {n_not_compared:,} models were not compared with lifelines")

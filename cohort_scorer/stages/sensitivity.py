@@ -36,7 +36,7 @@ def sensitivity(study: Study, machine: Machine, console: Console) -> Path:
         raise fault
     scored, unreadable = inputs.scores(study, step), inputs.unreadable(study)
     exposures: list[str] = []
-    parts, not_fitted, difference = [], [], 0.0
+    parts, not_fitted, difference, n_not_compared = [], [], 0.0, 0
     for analysis, value, varied in _analyses(study):
         linked, _ = pairing.link(films, cacs, clinical, events, linking_rules(varied), inputs.categories())
         cohort = schemas.conform(linked, "cohort")
@@ -56,6 +56,7 @@ def sensitivity(study: Study, machine: Machine, console: Console) -> Path:
         generator = np.random.default_rng(study.study.seed)
         result = survival.hazard_ratios(compared, choices(study, exposures), generator)
         difference = max(difference, result.lifelines_difference or 0.0)
+        n_not_compared += len(result.not_cross_checked)
         rows = result.tables["cox"] if len(compared) else _nobody(exposures)
         parts.append(rows.with_columns(pl.lit(analysis).alias("analysis"), pl.lit(value).alias("value")))
         not_fitted += [f"{label}: {model}" for model in (*result.not_converged, *result.hindered)]
@@ -66,7 +67,7 @@ def sensitivity(study: Study, machine: Machine, console: Console) -> Path:
     step.finish()
     if not_fitted:
         console.say(f"warning: {len(not_fitted):,} models not fitted; sensitivity.csv has the reasons")
-    tell_difference(difference, console)
+    tell_difference(difference, n_not_compared, console)
     return study.unprotected / "tables" / "sensitivity.csv"
 
 

@@ -41,7 +41,7 @@ def rows(
                 found = _risk(people, mine, years * DAYS_PER_YEAR, competing)
                 yield {**named, "comparison": f"crude:{exposure}", "statistic": "risk", **found}
                 model = f"covariates+{exposure}"
-                if model in risks and "estimate" in found:
+                if model in risks and "estimate" in found and people.followed(years * DAYS_PER_YEAR):
                     expected = float(risks[model][place][mine].mean())
                     ratio = {key: _over(found[key], expected) for key in ("estimate", "lower", "upper")}
                     yield {

@@ -46,17 +46,6 @@ class Compared:
     exposures: Sequence[str]
     level: float
 
-    def pairs(self) -> Iterator[tuple[str, str, str]]:
-        """Each predicted exposure with its adjusted model M1 and that of the true category, M2, both fitted."""
-        for exposure in self.exposures:
-            first, second = f"covariates+{exposure}", "covariates+true"
-            if exposure != "true" and all(self.known(name) for name in (first, second)):
-                yield exposure, first, second
-
-    def known(self, name: str) -> bool:
-        """Whether a model is there and fitted."""
-        return name in self.fits and self.fits[name].fit is not None
-
 
 def rows(compared: Compared, margin: float | None) -> Iterator[Row]:
     """Likelihood ratios, adequacy, ratios of hazard ratios and differences of C.
@@ -166,39 +155,33 @@ def _ratios_of_hazard_ratios(compared: Compared, exposure: str) -> Iterator[Row]
     of both with patients as clusters (Wei LJ, Lin DY, Weissfeld L, J Am Stat Assoc 1989;84:1065-1073), as R's
     `coxph(~ (x + category) * e + strata(e) - e, cluster = id)`.
     """
-    for _, first, second in (pair for pair in compared.pairs() if pair[0] == exposure):
-        predicted, true = compared.fits[first], compared.fits[second]
-        assert predicted.fit is not None
-        assert true.fit is not None
-        changes = residuals.dfbeta(predicted.fit), residuals.dfbeta(true.fit)
-        for term in predicted.columns():
-            places = [
-                fitted.position(used, str(term.level)) for fitted, used in ((predicted, exposure), (true, "true"))
-            ]
-            if term.exposure != exposure or places[0] is None or places[1] is None:
-                continue
-            log_ratio = float(predicted.fit.coefficients[places[0]] - true.fit.coefficients[places[1]])
-            influence = changes[0][:, places[0]] - changes[1][:, places[1]]
-            se = float(np.sqrt(influence @ influence))
-            half = normal_quantile(compared.level) * se
-            named: Row = {
-                "comparison": f"{first} v {second}",
-                "exposure": exposure,
-                "level": term.level,
-                "statistic": "ratio_of_hazard_ratios",
-                "estimate": float(np.exp(log_ratio)),
-            }
-            limits = {"lower": float(np.exp(log_ratio - half)), "upper": float(np.exp(log_ratio + half))}
-            p = _two_sided(log_ratio / se) if se else None
-            yield {**named, "se": se, **limits, "p": p, "method": "dfbeta"}
-            if first in compared.refitted and second in compared.refitted:
-                drawn = (
-                    compared.refitted[first].coefficients[:, places[0]]
-                    - compared.refitted[second].coefficients[:, places[1]]
-                )
-                # Quantiles of the logarithm are those of the ratio.
-                found = {**quantiles(np.exp(drawn), compared.level), "se": quantiles(drawn, compared.level)["se"]}
-                yield {**named, **found}
+    first, second = f"covariates+{exposure}", "covariates+true"
+    if not {first, second} <= compared.fits.keys():
+        return
+    predicted, true = compared.fits[first], compared.fits[second]
+    levels = {term.level: term for term in (*true.terms, *predicted.terms) if term.exposure and not term.is_reference}
+    named: Row = {"comparison": f"{first} v {second}", "exposure": exposure, "statistic": "ratio_of_hazard_ratios"}
+    if predicted.fit is None or true.fit is None:
+        yield from ({**named, "level": level, "reason": "a model was not fitted"} for level in levels)
+        return
+    changes = residuals.dfbeta(predicted.fit), residuals.dfbeta(true.fit)
+    for level in levels:
+        i, j = predicted.position(exposure, str(level)), true.position("true", str(level))
+        if i is None or j is None:
+            yield {**named, "level": level, "reason": "nobody is predicted it, or nobody has it"}
+            continue
+        log_ratio = float(predicted.fit.coefficients[i] - true.fit.coefficients[j])
+        influence = changes[0][:, i] - changes[1][:, j]
+        se = float(np.sqrt(influence @ influence))
+        half = normal_quantile(compared.level) * se
+        ratio: Row = {**named, "level": level, "estimate": float(np.exp(log_ratio))}
+        limits = {"lower": float(np.exp(log_ratio - half)), "upper": float(np.exp(log_ratio + half))}
+        yield {**ratio, "se": se, **limits, "p": _two_sided(log_ratio / se) if se else None, "method": "dfbeta"}
+        if first in compared.refitted and second in compared.refitted:
+            drawn = compared.refitted[first].coefficients[:, i] - compared.refitted[second].coefficients[:, j]
+            # Quantiles of the logarithm are those of the ratio.
+            found = {**quantiles(np.exp(drawn), compared.level), "se": quantiles(drawn, compared.level)["se"]}
+            yield {**ratio, **found}
 
 
 def _c_differences(compared: Compared) -> Iterator[Row]:
@@ -215,10 +198,13 @@ def _c_differences(compared: Compared) -> Iterator[Row]:
                 (joint, f"covariates+{exposure}", True),
             ]
         for first, second, nested in asked:
-            if first not in compared.harrell or second not in compared.harrell:
+            if not {first, second} <= compared.fits.keys():
                 continue
             named: Row = {"comparison": f"{first} v {second}", "exposure": exposure}
             for statistic, held in (("harrell_c_difference", compared.harrell), ("uno_c_difference", compared.uno)):
+                if not {first, second} <= held.keys():
+                    yield {**named, "statistic": statistic, "reason": "a model was not fitted, or has no term"}
+                    continue
                 difference, se = concordance.difference(held[first], held[second])
                 found = {**named, "statistic": statistic, "estimate": difference}
                 if difference is None or se is None:
@@ -235,15 +221,21 @@ def _c_differences(compared: Compared) -> Iterator[Row]:
 
 def _noninferiority(compared: Compared, margin: float) -> Iterator[Row]:
     """One-sided test that C of the adjusted model is not lower by the margin with the predicted category."""
-    for exposure, first, second in compared.pairs():
+    for exposure in compared.exposures:
+        first, second = f"covariates+{exposure}", "covariates+true"
+        if exposure == "true" or not {first, second} <= compared.fits.keys():
+            continue
+        named: Row = {"comparison": f"{first} v {second}", "exposure": exposure, "statistic": "noninferiority_c"}
+        if not {first, second} <= compared.harrell.keys():
+            yield {**named, "reason": "a model was not fitted, or has no term"}
+            continue
         difference, se = concordance.difference(compared.harrell[first], compared.harrell[second])
         if difference is None or not se:
+            yield {**named, "reason": "no comparable pair" if difference is None else "the predictions do not differ"}
             continue
         half = normal_quantile(compared.level) * se
         yield {
-            "comparison": f"{first} v {second}",
-            "exposure": exposure,
-            "statistic": "noninferiority_c",
+            **named,
             "estimate": difference,
             "se": se,
             "lower": difference - half,

@@ -33,7 +33,7 @@ def difference_from_lifelines(
         strata: As given to `fit`.
 
     Returns:
-        The difference of log hazard ratios; None without terms or where lifelines does not converge.
+        The difference of log hazard ratios; None without terms or where lifelines finds no fit.
     """
     if not fitted.df:
         return None
@@ -45,4 +45,5 @@ def difference_from_lifelines(
         other = CoxPHFitter().fit(frame, "time", "event", strata=["stratum"], fit_options=_STOPPING_RULE)
     except ConvergenceError:
         return None
-    return float(np.abs(other.params_[names].to_numpy(dtype=np.float64) - fitted.coefficients).max())
+    difference = float(np.abs(other.params_[names].to_numpy(dtype=np.float64) - fitted.coefficients).max())
+    return difference if np.isfinite(difference) else None

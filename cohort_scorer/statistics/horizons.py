@@ -18,6 +18,8 @@ from cohort_scorer.statistics.inputs import Booleans, Floats, Integers, codes, e
 class Performance:
     """Of H horizons and M models; leading axes, if any, are those of the case weights. NaN where it is undefined.
 
+    A stratum in which nobody is followed beyond a horizon has no risk by it, and then the horizon has no performance.
+
     Attributes:
         auc: Probability that a patient with the event by the horizon has a higher risk than one without, equal risks
             counting one half (Blanche P, Dartigues JF, Jacqmin-Gadda H, Stat Med 2013;32:5381-5397); patients with a
@@ -114,7 +116,8 @@ class Horizons:
         auc, brier, ipa = np.full(shape, np.nan), np.full(shape, np.nan), np.full(shape, np.nan)
         for h, within in enumerate(self.within):
             ended = within & (self.event | self.competing)
-            if within.all():
+            beyond = np.bincount(self.stratum, ~within)
+            if not beyond.all():
                 continue
             with np.errstate(divide="ignore", invalid="ignore"):
                 weight = np.where(ended, case / before, np.where(within, 0.0, case / at[h]))

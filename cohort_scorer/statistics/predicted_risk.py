@@ -103,9 +103,9 @@ def performance(
                 rows.append(row | _judged(apparent, drawn, place, names.index(name), people.level))
     differences = [
         row
-        for name in names
+        for name in fits
         if name.startswith("covariates+") and name.count("+") == 1 and name != "covariates+true"
-        if "covariates+true" in names
+        if "covariates+true" in fits
         for row in _differences(apparent, drawn, names, name, horizon_years, people.level)
     ]
     return pl.DataFrame(rows, schema=_COLUMNS), differences
@@ -123,7 +123,7 @@ def _judged(apparent: Performance, drawn: Sequence[Performance], h: int, m: int,
             row |= {f"{prefix}{limit}": found[limit] for limit in ("lower", "upper")}
             row["replicates"] = found["replicates"]
     if not row:
-        row["reason"] = "nobody was followed that long"
+        row["reason"] = "in a site nobody was followed that long"
     elif "auc" not in row:
         row["reason"] = "nobody had the event by then, or everybody"
     return row
@@ -138,19 +138,23 @@ def _differences(
     level: float,
 ) -> Iterator[Row]:
     """The adjusted model with a predicted category less that with the true one; intervals need resamples."""
-    first, second = names.index(name), names.index("covariates+true")
+    known = {name, "covariates+true"} <= set(names)
     for statistic in ("auc", "brier"):
         for place, years in enumerate(horizon_years):
-            values = getattr(apparent, statistic)[place]
             row: Row = {
                 "comparison": f"{name} v covariates+true",
                 "exposure": name.removeprefix("covariates+"),
                 "horizon_years": years,
                 "statistic": f"{statistic}_difference",
             }
+            if not known:
+                yield {**row, "reason": "a model has no risks: horizon.csv says why"}
+                continue
+            first, second = names.index(name), names.index("covariates+true")
+            values = getattr(apparent, statistic)[place]
             difference = float(values[first] - values[second])
             if np.isnan(difference):
-                yield {**row, "reason": "nobody was followed that long, or had the event by then"}
+                yield {**row, "reason": "in a site nobody was followed that long, or nobody had the event by then"}
             elif drawn:
                 every = np.concatenate([getattr(part, statistic)[:, place] for part in drawn])
                 yield {**row, "estimate": difference, **quantiles(every[:, first] - every[:, second], level)}

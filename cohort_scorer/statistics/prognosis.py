@@ -65,6 +65,9 @@ class Prognosis:
     Attributes:
         tables: By file name.
         lifelines_difference: Largest difference of a coefficient from lifelines over the models compared, or None.
+        not_cross_checked: Models by Efron's likelihood that lifelines did not fit, or that have more than 200,000
+            patients, of those to be compared with it.
+        failed_resamples: How many resamples a model has no fit in, by model, where there are any.
         not_converged: Models without a maximum, as `site origin model`.
         hindered: Models not fitted, with the reason.
         few_per_parameter: Models with fewer than 10 events per parameter.
@@ -73,6 +76,8 @@ class Prognosis:
 
     tables: dict[str, pl.DataFrame]
     lifelines_difference: float | None = None
+    not_cross_checked: list[str] = field(default_factory=list)
+    failed_resamples: dict[str, int] = field(default_factory=dict)
     not_converged: list[str] = field(default_factory=list)
     hindered: list[str] = field(default_factory=list)
     few_per_parameter: list[str] = field(default_factory=list)
@@ -88,13 +93,20 @@ class Prognosis:
         columns = fitted.columns()
         if columns and events < _LEAST_EVENTS_PER_PARAMETER * len(columns):
             self.few_per_parameter.append(label)
-        if fitted.method == "efron" and columns and fitted.n <= _CROSS_CHECK_ROWS and len(fitted.model.exposures) == 1:
-            assert fitted.fit is not None
-            differs = crosscheck.difference_from_lifelines(
-                fitted.fit, people.time, people.event, fitted.fit.covariates, strata=people.strata
-            )
-            if differs is not None:
+        if fitted.method == "efron" and columns and len(fitted.model.exposures) == 1:
+            differs = _difference_from_lifelines(fitted, people)
+            if differs is None:
+                self.not_cross_checked.append(label)
+            else:
                 self.lifelines_difference = max(self.lifelines_difference or 0.0, differs)
+
+
+def _difference_from_lifelines(fitted: Fitted, people: People) -> float | None:
+    if fitted.fit is None or fitted.n > _CROSS_CHECK_ROWS:
+        return None
+    return crosscheck.difference_from_lifelines(
+        fitted.fit, people.time, people.event, fitted.fit.covariates, strata=people.strata
+    )
 
 
 def tables(
@@ -196,6 +208,8 @@ def _of_group(
     if made:
         refitted = bootstrap.refit(made, resamples, penalised=penalised, advance=advance)
         resampled_c = bootstrap.discriminate(made, refitted, resamples, advance=advance)
+        failed = {f"{label} {name}": int(np.isnan(found.lr_chi2).sum()) for name, found in refitted.items()}
+        result.failed_resamples |= {name: n for name, n in failed.items() if n}
     compared = _compared(people, fits, refitted, resampled_c, choices)
     yield from _fit_tables(people, compared, choices)
     rows = list(comparison.rows(compared, choices.margin))

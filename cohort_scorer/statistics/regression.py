@@ -16,7 +16,8 @@ from cohort_scorer.statistics.inputs import Booleans, Floats, Integers
 
 MINIMUM_EVENTS = 5
 NO_MAXIMUM = "the likelihood has no maximum"
-TOO_FEW = "too few events even for a penalised likelihood"
+TOO_FEW = "even the penalised likelihood has no maximum: too few events, or a covariate that follows from others"
+NO_LIMIT = "a limit or p value of the profile likelihood was not found"
 
 
 @dataclass(frozen=True)
@@ -100,13 +101,17 @@ class People:
         column = self.table[f"{exposure}_category"]
         return column.replace_strict(codes, return_dtype=pl.Int64).to_numpy().astype(np.int64)
 
-    def few_events(self, exposures: Sequence[str], minimum: int = MINIMUM_EVENTS) -> bool:
-        """Whether a category with patients has fewer events than the minimum."""
+    def followed(self, days: float) -> bool:
+        """Whether in every stratum somebody is followed that long: beyond it a stratum has no risk."""
+        return bool((np.bincount(self.strata, self.time >= days) > 0).all())
+
+    def few_events(self, exposures: Sequence[str]) -> bool:
+        """Whether a category with patients has fewer than 5 events."""
         size = len(self.categories)
         for exposure in exposures:
             codes = self.codes(exposure)
             n, events = np.bincount(codes, minlength=size), np.bincount(codes[self.event], minlength=size)
-            if (events[n > 0] < minimum).any():
+            if (events[n > 0] < MINIMUM_EVENTS).any():
                 return True
         return False
 
@@ -188,6 +193,8 @@ class Fitted:
                 row |= {"method": "not_fitted", "reason": "the covariate does not vary"}
             else:
                 row |= next(numbers)
+                if any(row[name] is None for name in ("lower", "upper", "p")):
+                    row["reason"] = NO_LIMIT
             rows.append(row)
         return pl.DataFrame(rows, schema=_COLUMNS)
 

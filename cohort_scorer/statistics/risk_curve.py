@@ -23,6 +23,7 @@ _KNOTS = (0.05, 0.35, 0.65, 0.95)
 _LEAST_EVENTS = 30
 """Ten for each column of the spline."""
 _POINTS = 40
+_SCHEMA = dict.fromkeys(("probability", "incidence", "lower", "upper"), pl.Float64) | {"reason": pl.String}
 _RESAMPLES = 200
 """As many as a band needs."""
 
@@ -41,17 +42,21 @@ def risk_curve(people: People, exposure: str, years: float, resamples: Resamples
         resamples: Of the patients.
 
     Returns:
-        probability, incidence, lower, upper from the 1st to the 99th percentile; empty where there are fewer than 30
-        events, too few different probabilities, or no maximum of a likelihood.
+        probability, incidence, lower, upper, reason from the 1st to the 99th percentile; where there is no curve one
+        row with the reason.
     """
-    schema = dict.fromkeys(("probability", "incidence", "lower", "upper"), pl.Float64)
     column = people.table[f"{exposure}_ge{THRESHOLD}"]
-    if column.null_count() or people.event.sum() < _LEAST_EVENTS:
-        return pl.DataFrame(schema=schema)
+    days = years * DAYS_PER_YEAR
+    if column.null_count():
+        return _none("a patient has no probability")
+    if people.event.sum() < _LEAST_EVENTS:
+        return _none(f"there are fewer than {_LEAST_EVENTS} events")
+    if not people.followed(days):
+        return _none("in a site nobody was followed that long")
     x = logit(np.clip(column.to_numpy(), CLIP, 1 - CLIP))
     knots = np.quantile(x, _KNOTS)
     if (np.diff(knots) <= 0).any():
-        return pl.DataFrame(schema=schema)
+        return _none("there are too few different probabilities")
     grid = np.linspace(np.quantile(x, 0.01), np.quantile(x, 0.99), _POINTS)
     design, drawn = (np.column_stack([values, restricted_cubic(values, knots)]) for values in (x, grid))
     try:
@@ -59,16 +64,20 @@ def risk_curve(people: People, exposure: str, years: float, resamples: Resamples
         if people.competing.any():
             fits.append(cox.fit(people.time, people.competing, design, strata=people.strata))
     except ConvergenceError:
-        return pl.DataFrame(schema=schema)
+        return _none("a likelihood has no maximum")
     some = Resamples(resamples.n, resamples.seeds[:_RESAMPLES])
-    everybody = np.ones(len(x))
-    curve = _curve(fits, [fit.coefficients for fit in fits], everybody, drawn, years * DAYS_PER_YEAR)
+    curve = _curve(fits, [fit.coefficients for fit in fits], np.ones(len(x)), drawn, days)
+    curves = list(_resampled(fits, some, drawn, days)) if some.seeds else []
     bands: list[list[float | None]] = [[None] * _POINTS, [None] * _POINTS]
-    if len(some.seeds) > 1:
-        curves = np.array(list(_resampled(fits, some, drawn, years * DAYS_PER_YEAR)))
+    if len(curves) > 1:
         tail = (1 - people.level) / 2
-        bands = [list(map(float, limit)) for limit in np.nanquantile(curves, [tail, 1 - tail], axis=0)]
-    return pl.DataFrame(dict(zip(schema, (expit(grid), curve, *bands), strict=True)), schema=schema)
+        bands = [list(map(float, limit)) for limit in np.quantile(curves, [tail, 1 - tail], axis=0)]
+    values = (expit(grid), curve, *bands, [None] * _POINTS)
+    return pl.DataFrame(dict(zip(_SCHEMA, values, strict=True)), schema=_SCHEMA)
+
+
+def _none(reason: str) -> pl.DataFrame:
+    return pl.DataFrame([{"reason": reason}], schema=_SCHEMA)
 
 
 def _resampled(fits: list[CoxFit], resamples: Resamples, drawn: Floats, days: float) -> Iterator[Floats]:

@@ -25,8 +25,7 @@ def by_period(people: People, model: Model) -> Iterator[pl.DataFrame]:
         inside = people.time > start * DAYS_PER_YEAR
         if not inside.any():
             continue
-        part = people.part(inside)
-        part = part.until(end * DAYS_PER_YEAR)
+        part = people.part(inside).until(end * DAYS_PER_YEAR)
         fitted = fit_model(part, model, penalised=part.few_events(model.exposures))
         yield fitted.categories(people.level).with_columns(pl.lit(name).alias("period"))
 

@@ -335,3 +335,51 @@ def test_whatever_the_data_a_cell_holds_a_number_or_nothing(name):
         assert absent["reason"].null_count() == 0, table
     hazards = found.tables["cox"]["hr"].drop_nulls()
     assert (hazards > 0).all()
+
+
+def with_probabilities(people: pl.DataFrame) -> pl.DataFrame:
+    rank = pl.col("cxr_category").replace_strict(dict(zip(CATEGORIES, (0.1, 0.3, 0.5, 0.7), strict=True)))
+    return people.with_columns(cxr_ge100=rank + pl.int_range(pl.len()).mod(97) / 1000)
+
+
+def test_a_horizon_that_one_site_does_not_reach_has_no_performance_of_all_sites():
+    days = pl.col("time_days")
+    short = (pl.col("site") == "B") & (days > 800)
+    people = with_probabilities(PEOPLE).with_columns(
+        time_days=pl.when(short).then(800).otherwise(days), status=pl.when(short).then(0).otherwise("status")
+    )
+    found = tables(people)
+    pooled = found.tables["horizon"].filter(site="all", horizon_years=3.0)
+    assert set(pooled["reason"]) == {"in a site nobody was followed that long"}
+    assert pooled["auc"].null_count() == pooled["brier"].null_count() == len(pooled)
+    assert found.tables["horizon"].filter(site="A", horizon_years=3.0)["auc"].null_count() == 0
+    expected = found.tables["comparison"].filter(site="all", statistic="observed_expected")
+    assert set(expected["horizon_years"]) == {1}
+    curves = found.tables["risk_curve"]
+    assert curves.filter(site="A")["incidence"].null_count() == 0
+    for site in ("B", "all"):
+        mine = curves.filter(site=site)
+        assert mine.select("incidence", "reason").rows() == [(None, "in a site nobody was followed that long")]
+
+
+def test_what_was_declared_and_cannot_be_computed_keeps_a_row_with_the_reason():
+    people = PEOPLE.filter(pl.col("site") == "A", pl.col("cxr_category") != "CAC 0")
+    rows = tables(people, margin=0.03).tables["comparison"]
+    asked = ["noninferiority_c", "ratio_of_hazard_ratios", "harrell_c_difference", "auc_difference", "brier_difference"]
+    for statistic in asked:
+        mine = rows.filter(statistic=statistic, comparison="covariates+cxr v covariates+true")
+        assert len(mine), statistic
+        assert mine["estimate"].null_count() == len(mine)
+        assert mine["reason"].null_count() == 0
+    one = tables(PEOPLE.filter(pl.col("site") == "A", pl.col("cxr_category") != "CAC 400+")).tables["comparison"]
+    absent = one.filter(statistic="ratio_of_hazard_ratios", level="CAC 400+")
+    assert absent["reason"].to_list() == ["nobody is predicted it, or nobody has it"]
+
+
+def test_models_that_lifelines_was_not_asked_for_are_counted(monkeypatch):
+    monkeypatch.setattr(prognosis, "_CROSS_CHECK_ROWS", 350)
+    found = tables(PEOPLE)
+    assert len(PEOPLE.filter(site="A")) < 350 < len(PEOPLE)
+    wanted = ["crude:true", "crude:cxr", "covariates+true", "covariates+cxr"]
+    assert found.not_cross_checked == [f"all all {name}" for name in wanted]
+    assert found.lifelines_difference < 1e-6
